@@ -1,0 +1,41 @@
+# make reproduce   every table and figure at demo scale (SCALE=… for another), in its own environment
+# make test        nbdev_test on the notebooks, then pytest
+# make check       export and clean leave no difference (run before a commit)
+SHELL := /bin/bash
+PYTHON ?= python3
+SCALE ?= demo
+VENV := .venv
+BIN := $(VENV)/bin
+export CUDA_DEVICE_ORDER = PCI_BUS_ID
+export PYTHONHASHSEED = 0
+export TQDM_MININTERVAL = 5
+
+.PHONY: reproduce test check readme lock clean
+
+reproduce: $(VENV)/ready
+	@$(BIN)/python -m sparsedm.experiments $(SCALE)
+	@echo "figures/$(SCALE) is up to date"
+
+test: $(VENV)/ready
+	@$(BIN)/python tests/run.py
+
+check: $(VENV)/ready
+	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(MAKE) --no-print-directory readme && git diff --exit-code -- nbs sparsedm README.md
+
+readme: $(VENV)/ready
+	@$(BIN)/jupyter nbconvert --to markdown --no-prompt --log-level ERROR --stdout nbs/index.ipynb | sed "s|\.\./figures/|figures/|g" > README.md
+
+# exact versions of everything, for Python 3.10 to 3.13
+lock: $(VENV)/ready
+	@echo torch==2.14.1 | $(BIN)/uv pip compile --quiet --universal -c - --python-version 3.10 --extra dev --no-annotate --no-header pyproject.toml -o constraints.txt
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (once; downloads PyTorch)"
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@if [ -d .git ] && [ -z "$$CI" ]; then $(BIN)/nbdev_install_hooks; fi
+	@touch $@
+
+clean:
+	rm -rf runs data/records/demo data/records/smoke figures/smoke
