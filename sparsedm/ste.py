@@ -133,7 +133,7 @@ def sparsity_report(model:nn.Module # dense, sparsified or baked
                          density=kept / w.numel(), pattern=s.pattern if s else "", estimator=s.estimator if s else "", dense_because=why))
     return pd.DataFrame(rows).set_index("layer")
 
-# %% ../nbs/01_ste.ipynb #7f5c7222
+# %% ../nbs/01_ste.ipynb #6e733415
 @torch.no_grad()
 def bake_(model:nn.Module # a sparsified model
     )->nn.Module: # the same model, plain, with zeros in its weights
@@ -143,6 +143,8 @@ def bake_(model:nn.Module # a sparsified model
     for k, m in layers.items():
         if not torch.isfinite(m.parametrizations.weight.original).all(): raise ValueError(f"{k}.weight has non-finite values")
     for m in layers.values():
+        # removing a parametrization edits the module's class, which deep copies share: without a class of its own, a copy's `bake_` would break the original
+        cls = type(m); m.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
         parametrize.remove_parametrizations(m, "weight", leave_parametrized=True)
         for k in [k for k in m._parameters if k != "weight"]: m._parameters[k] = m._parameters.pop(k)   # weight first again, as in a new layer
     return model
