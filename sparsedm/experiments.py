@@ -192,14 +192,25 @@ def read_records(runs:list # the runs wanted
         records.append(record)
     return records
 
-# %% ../nbs/12_experiments.ipynb #6ec1d10e
+# %% ../nbs/12_experiments.ipynb #52c5f438
+def _follow(process, what):
+    "Show Snakemake's output as a bar; returns what it said besides progress."
+    from tqdm import tqdm
+    bar, said = None, []
+    for line in process.stdout:
+        if m := re.search(r"^(\d+) of (\d+) steps", line):
+            bar = bar or tqdm(total=int(m[2]), desc=what, unit="job", mininterval=1)
+            bar.update(int(m[1]) - bar.n)
+        elif not re.match(r"\s*$|\[\w{3} \w{3}|Finished job|Select jobs|Execute \d|Trying to restart|Elapsed time|Complete log|Assuming|host:", line): said.append(line)
+    if bar: bar.close()
+    return "".join(said[-200:])
+
 def run_graph(scale:str, # row of SCALES
     targets=(), # files to make; all of the scale if empty
     cores:int=0, # jobs at a time, one thread each; 0: one per core
     dry_run:bool=False, # only say what would run, and why
-    quiet:bool=False, # collect the output; show its end if something fails
     ):
-    "Run the Snakefile; `RuntimeError` if a job failed (the others still finish)."
+    "Run the Snakefile; `RuntimeError` with what was said if a job failed (the others still finish)."
     scale_settings(scale)
     import fcntl   # here, so that the module imports on any system
     (root()/"runs").mkdir(exist_ok=True)
@@ -209,8 +220,9 @@ def run_graph(scale:str, # row of SCALES
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: print("waiting for another sparsedm run to finish", flush=True); fcntl.flock(lock, fcntl.LOCK_EX)
         # the child inherits the lock: it stays held as long as jobs may be running
-        done = subprocess.run(command, cwd=root(), pass_fds=[lock.fileno()], stdout=subprocess.PIPE if quiet else None, stderr=subprocess.STDOUT if quiet else None, text=True)
-    if done.returncode: raise RuntimeError("a job failed; run again to retry what is missing" + (f"\n{done.stdout[-3000:]}" if quiet else ""))
+        with subprocess.Popen(command, cwd=root(), pass_fds=[lock.fileno()], stdout=None if dry_run else subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            said = "" if dry_run else _follow(process, scale)
+    if process.returncode: raise RuntimeError(f"a job failed; run again to retry what is missing\n{said}")
 
 def ensure(runs:list, # the runs whose records are needed
     build:bool=True, # False: only read, and name what is missing
@@ -219,7 +231,7 @@ def ensure(runs:list, # the runs whose records are needed
     missing = [r for r in runs if not record_path(r).is_file()]
     if missing and build:
         print(f"{len(missing)} of {len(runs)} records are missing; making them", flush=True)
-        run_graph(runs[0].scale, [record_path(r).relative_to(root()) for r in missing], quiet=True)
+        run_graph(runs[0].scale, [record_path(r).relative_to(root()) for r in missing])
     return read_records(runs)
 
 # %% ../nbs/12_experiments.ipynb #e50e8c15

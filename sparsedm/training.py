@@ -101,14 +101,15 @@ def load_model(path # a file written by `save_model`
         sparsify_(model, pattern, estimator, lambda_w, filter_fn=lambda m, k: k in sparse)
     return _load_state(model, state, path).eval()
 
-# %% ../nbs/06_training.ipynb #63f09bf1
+# %% ../nbs/06_training.ipynb #54692c9a
 def _batch(images, cfg, step, rank=0, world=1, device="cpu"):
     "(x_0, t, noise) of one step: (B, C, H, W) in [-1, 1], (B,) in (0, 1), (B, C, H, W)."
-    idx = batch_indices(len(images), cfg.batch_size, step, cfg.seed)[rank::world]
-    g = torch.Generator(device).manual_seed((cfg.seed << 40) + (step << 8) + rank)
-    x0 = to_float(images.images[idx].to(device))
-    if cfg.flip: x0 = random_flip(x0, torch.Generator().manual_seed(g.initial_seed()))
-    return x0, torch.rand(len(x0), generator=g, device=device), torch.randn(x0.shape, generator=g, device=device)
+    key = (cfg.seed << 40) + (step << 8)
+    x0 = to_float(images[batch_indices(len(images), cfg.batch_size, step, cfg.seed)].to(device))
+    if cfg.flip: x0 = random_flip(x0, torch.Generator().manual_seed(key))
+    g = torch.Generator(device).manual_seed(key)
+    t, noise = torch.rand(len(x0), generator=g, device=device), torch.randn(x0.shape, generator=g, device=device)
+    return x0[rank::world], t[rank::world], noise[rank::world]
 
 def _learning_rate(cfg, step): return cfg.lr * min(1., (step + 1) / max(cfg.warmup, 1))
 
@@ -148,7 +149,7 @@ def _check_finite(losses, first, folder):
             kept = f"; the checkpoint in {folder} is from before" if folder else ""
             raise FloatingPointError(f"the loss is {l} at step {first + i}{kept}. Lower the learning rate or check the data")
 
-# %% ../nbs/06_training.ipynb #92bae413
+# %% ../nbs/06_training.ipynb #f06edd46
 def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`, sparse or not
     images:Images, # training images
     cfg:TrainConfig, # the recipe
@@ -160,6 +161,7 @@ def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`,
     )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss)
     "Train or resume; on a CPU a resumed run ends bit for bit where an unbroken one ends."
     acc, folder = _accelerator(), Path(folder) if folder else None
+    if cfg.batch_size % acc.num_processes: raise ValueError(f"batch_size={cfg.batch_size} does not divide among {acc.num_processes} processes")
     model = model.to(acc.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)).requires_grad_(False)
@@ -183,5 +185,17 @@ def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`,
             bar.set_postfix_str(f"loss {sum(new) / len(new):.4f}, {(step + 1 - start) * cfg.batch_size / (time.perf_counter() - began):,.0f} images/s", refresh=False)
         if (last or save) and folder and acc.is_main_process:
             _save_checkpoint(folder/"checkpoint.safetensors", step + 1, cfg, model, ema, optimizer, losses)
-    bar.close()
+    bar.close(); acc.wait_for_everyone()
     return ema.module.eval(), pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})
+
+# %% ../nbs/06_training.ipynb #900b6b7f
+def _main():
+    import argparse
+    from sparsedm.experiments import METHODS, SCALES, execute_training, make_run, run_folder
+    p = argparse.ArgumentParser(prog="accelerate launch -m sparsedm.training", description="Train one run, on all processes of the launch.")
+    p.add_argument("scale", choices=list(SCALES)); p.add_argument("method", choices=list(METHODS)); p.add_argument("seed", type=int)
+    a = p.parse_args(); run = make_run(a.scale, a.method, a.seed)
+    _, losses, seconds = execute_training(run)
+    if _accelerator().is_main_process: print(f"{run.id}: {len(losses)} steps, {seconds:.0f} s, {run_folder(run)/'model.safetensors'}")
+
+if __name__ == "__main__" and "__file__" in globals(): _main()   # not inside a notebook
