@@ -14,7 +14,6 @@ export TQDM_MININTERVAL = 5
 
 reproduce: $(VENV)/ready
 	@$(BIN)/python -m sparsedm.experiments $(SCALE)
-	@echo "figures/$(SCALE) is up to date"
 
 test: $(VENV)/ready
 	@$(BIN)/python tests/run.py
@@ -33,7 +32,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) (once; downloads PyTorch)"
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'   # pip knows mirrors that uv does not
 	@if [ -d .git ] && [ -z "$$CI" ]; then $(BIN)/nbdev_install_hooks; fi
 	@touch $@
 

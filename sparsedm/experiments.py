@@ -192,7 +192,7 @@ def read_records(runs:list # the runs wanted
         records.append(record)
     return records
 
-# %% ../nbs/12_experiments.ipynb #52c5f438
+# %% ../nbs/12_experiments.ipynb #9cb5ed52
 def _follow(process, what):
     "Show Snakemake's output as a bar; returns what it said besides progress."
     from tqdm import tqdm
@@ -222,6 +222,7 @@ def run_graph(scale:str, # row of SCALES
         # the child inherits the lock: it stays held as long as jobs may be running
         with subprocess.Popen(command, cwd=root(), pass_fds=[lock.fileno()], stdout=None if dry_run else subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             said = "" if dry_run else _follow(process, scale)
+    if "Nothing to be done" in said: print(f"nothing to do: scale {scale} is up to date")
     if process.returncode: raise RuntimeError(f"a job failed; run again to retry what is missing\n{said}")
 
 def ensure(runs:list, # the runs whose records are needed
@@ -234,7 +235,7 @@ def ensure(runs:list, # the runs whose records are needed
         run_graph(runs[0].scale, [record_path(r).relative_to(root()) for r in missing])
     return read_records(runs)
 
-# %% ../nbs/12_experiments.ipynb #e50e8c15
+# %% ../nbs/12_experiments.ipynb #b8456d02
 def execute_training(run:Run, # what to do
     progress:bool=True, # show a bar
     ): # (EMA model, loss DataFrame, seconds)
@@ -267,6 +268,8 @@ def execute_evaluation(run:Run, # what was done
     seeds = range(run.seed * 10**6, run.seed * 10**6 + run.n_samples)
     x = diffusion.to_uint8(diffusion.sample(plain, seeds, shape, run.sampler, run.sampler_steps, progress=progress)).cpu()
     scores = metrics.evaluate(x, images.images, run.extractor)
+    halves = [data.load_images(run.data, split).images for split in "ab"]
+    scores["fid_floor"] = metrics.evaluate(*halves, run.extractor, ("fid",))["fid"]   # of real images against other real ones
     scores["metric_seed"] = scores.pop("seed")   # of KID's subsets; the run has a seed of its own
     macs = metrics.macs_summary(model, (1, *shape))
     return x, scores, macs, time.perf_counter() - began

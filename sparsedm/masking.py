@@ -46,23 +46,30 @@ def _mask_by_sorting(g, n):
     pruned = g.abs().argsort(dim=-1, stable=True)[..., :m - n]
     return torch.ones_like(g, dtype=torch.bool).scatter_(-1, pruned, False)
 
-# %% ../nbs/00_masking.ipynb #fffe59c1
+# %% ../nbs/00_masking.ipynb #4e86a074
 def _mask_by_extreme(g, n):
     "1:M by the maximum, M−1:M by the minimum; the few groups with a tie at the cut are sorted."
-    m, a = g.shape[-1], g.abs()
-    mask = (a == a.amax(-1, keepdim=True)) if n == 1 else (a != a.amin(-1, keepdim=True))
-    if mask.count_nonzero() != n * len(g):   # every group has an extreme, so the total is right only if each has just one
-        tied = (mask.sum(-1, dtype=torch.int32) != n).nonzero()[:, 0]
-        mask[tied] = _mask_by_sorting(g[tied], n)
+    m = g.shape[-1]
+    mask = torch.empty(g.shape, dtype=torch.bool, device=g.device)
+    step = max(2**18 // m, 1) if g.device.type == "cpu" else max(len(g), 1)   # pieces that stay in a core's cache
+    buffer = torch.empty_like(g[:step])
+    for i in range(0, len(g), step):
+        a, out = torch.abs(g[i:i + step], out=buffer[:len(g) - i]), mask[i:i + step]
+        out.copy_(a.ge_(a.amax(-1, keepdim=True)) if n == 1 else a.gt_(a.amin(-1, keepdim=True)))   # in place: 1.0 is kept, 0.0 pruned
+        if out.count_nonzero() != n * len(out):   # every group has an extreme, so the total is right only if each has just one
+            tied = (out.sum(-1, dtype=torch.int32) != n).nonzero()[:, 0]
+            out[tied] = _mask_by_sorting(g[i:i + step][tied], n)
     return mask
 
 def _mask_by_duels(g):
     "2:4 by the six comparisons within a group; the later of two equal weights wins."
-    a, b, c, d = g.abs().unbind(-1)
+    size = g.view(torch.int32) & 0x7FFFFFFF if g.dtype == torch.float32 else g.abs()   # the bits of |w| order like |w|, and integers compare faster
+    a, b, c, d = size.unbind(-1)
     ba, ca, da, cb, db, dc = b >= a, c >= a, d >= a, c >= b, d >= b, d >= c
-    # kept = wins at least 2 of 3 duels (majority)
-    maj = lambda x, y, z: (x & y) | (z & (x | y))
-    return torch.stack((~maj(ba, ca, da), maj(ba, ~cb, ~db), maj(ca, cb, ~dc), maj(da, db, dc)), -1)
+    keep_a = ~((ba & ca) | (da & (ba | ca)))      # not beaten by two of the three
+    keep_b = (ba & ~(cb & db)) | ~(cb | db)
+    keep_c = (ca & cb) | (~dc & (ca | cb))
+    return torch.stack((keep_a, keep_b, keep_c, keep_a ^ keep_b ^ keep_c), -1)   # exactly two are kept, so the last follows
 
 def _group_mask(g, n):
     "Exactly n of each row of `g` (G, M), by the fastest exact form."

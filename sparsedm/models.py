@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'timestep_embedding', 'Attention', 'Mlp', 'Block', 'PatchEmbed', 'unpatchify', 'UViT', 'UNet',
-           'build_from_config', 'build_model', 'load_official']
+           'build_from_config', 'build_model', 'presets', 'load_official']
 
-# %% ../nbs/03_models.ipynb #84315548
-import inspect, math, pickle
+# %% ../nbs/03_models.ipynb #0e251c0c
+import math, pickle
 from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 
-# %% ../nbs/03_models.ipynb #9dd93d46
+# %% ../nbs/03_models.ipynb #760c036d
 def timestep_embedding(t:Tensor, # (B,) times, as the network sees them (0 … 999)
     dim:int, # D, even or odd
-    )->Tensor: # (B, D): cosines, then sines
+    )->Tensor: # (B, D) float32: cosines, then sines
     "Sinusoidal embedding of the diffusion time."
     half = dim // 2
     freqs = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
@@ -59,7 +59,7 @@ class Block(nn.Module):
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
-# %% ../nbs/03_models.ipynb #e79341bd
+# %% ../nbs/03_models.ipynb #76fe50b7
 class PatchEmbed(nn.Module):
     "(B, C, H, W) → (B, H/p · W/p, D)."
     def __init__(self, patch_size, in_chans, embed_dim):
@@ -67,26 +67,108 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
     def forward(self, x): return self.proj(x).flatten(2).transpose(1, 2)
 
-def unpatchify(tokens:Tensor, # (B, h·w, p·p·C)
+def unpatchify(tokens:Tensor, # (B, h·h, p·p·C)
     in_chans:int, # C
-    )->Tensor: # (B, C, h·p, w·p)
-    "Put square patches back in their places."
+    )->Tensor: # (B, C, h·p, h·p)
+    "Put square patches back in their places; `ValueError` unless they fill a square image."
     B, L, P = tokens.shape
     h, p = math.isqrt(L), math.isqrt(P // in_chans)
+    if h * h != L or p * p * in_chans != P: raise ValueError(f"tokens must be (B, h·h, p·p·{in_chans}); got {tuple(tokens.shape)}")
     return tokens.view(B, h, h, p, p, in_chans).permute(0, 5, 1, 3, 2, 4).reshape(B, in_chans, h * p, h * p)
 
-# %% ../nbs/03_models.ipynb #98bacc7b
-class UViT(nn.Module):
+# %% ../nbs/03_models.ipynb #fd2829cc
+def _check_sizes(c):
+    for k in "img_size patch_size in_chans embed_dim num_heads".split():
+        if c[k] < 1: raise ValueError(f"{k} must be positive; got {c[k]}")
+    if c["img_size"] % c["patch_size"]: raise ValueError(f"img_size must be a multiple of patch_size; got {c['img_size']} and {c['patch_size']}")
+    if c["depth"] < 0: raise ValueError(f"depth must not be negative; got {c['depth']}")
+    if c["num_classes"] > 0 and c["clip_dim"] > 0: raise ValueError("num_classes and clip_dim are exclusive: labels or text")
+
+def _check_images(c, x, timesteps):
+    C, H = c["in_chans"], c["img_size"]
+    if tuple(x.shape[1:]) != (C, H, H): raise ValueError(f"x must be (B, {C}, {H}, {H}); got {tuple(x.shape)}")
+    if timesteps.shape != x.shape[:1]: raise ValueError(f"timesteps must be ({len(x)},), one per image; got {tuple(timesteps.shape)}")
+
+def _check_condition(c, B, y, context):
+    labels, text = c["num_classes"] > 0, c["clip_dim"] > 0
+    if labels and y is None: raise ValueError(f"this model is class-conditional: pass y, (B,) labels below {c['num_classes']}")
+    if text and context is None: raise ValueError(f"this model is text-conditional: pass context, (B, {c['num_clip_token']}, {c['clip_dim']})")
+    for name, v, wanted, shape in ("y", y, labels, (B,)), ("context", context, text, (B, c["num_clip_token"], c["clip_dim"])):
+        if v is not None and not wanted: raise ValueError(f"{name} is given, but this model takes none")
+        if v is not None and tuple(v.shape) != shape: raise ValueError(f"{name} must be {shape}; got {tuple(v.shape)}")
+
+# %% ../nbs/03_models.ipynb #949aa51b
+class _Tokens(nn.Module):
+    "Time, condition and patches as tokens of width D."
+    def _make_tokens(self, c):
+        D, p, labels, text = c["embed_dim"], c["patch_size"], c["num_classes"], c["clip_dim"]
+        self.embed_dim = D
+        self.patch_embed = PatchEmbed(p, c["in_chans"], D)
+        self.time_embed = nn.Sequential(nn.Linear(D, 4 * D), nn.SiLU(), nn.Linear(4 * D, D)) if c["mlp_time_embed"] else nn.Identity()
+        if labels > 0: self.label_emb = nn.Embedding(labels, D)
+        if text > 0: self.context_embed = nn.Linear(text, D)
+        self.extras = 1 + (labels > 0) + (c["num_clip_token"] if text > 0 else 0)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + (c["img_size"] // p) ** 2, D))
+
+    def _tokens(self, x, t, y, context):
+        label = [] if y is None else [self.label_emb(y)[:, None]]
+        time = self.time_embed(timestep_embedding(t, self.embed_dim).to(self.pos_embed.dtype))[:, None]
+        text = [] if context is None else [self.context_embed(context)]
+        return torch.cat([*label, time, *text, self.patch_embed(x)], 1) + self.pos_embed
+
+# %% ../nbs/03_models.ipynb #972a2a08
+class _Backbone(_Tokens):
+    "In, middle and out blocks, and the way back to an image."
+    def _make_blocks(self, c):
+        D, n = c["embed_dim"], c["depth"] // 2
+        block = lambda skip: Block(D, c["num_heads"], c["mlp_ratio"], c["qkv_bias"], skip)
+        self.in_blocks = nn.ModuleList(block(False) for _ in range(n))
+        self.mid_block = block(False)
+        self.out_blocks = nn.ModuleList(block(c["skip"]) for _ in range(n))
+        self.norm, self.decoder_pred = nn.LayerNorm(D), nn.Linear(D, c["patch_size"] ** 2 * c["in_chans"])
+        self.final_layer = nn.Conv2d(c["in_chans"], c["in_chans"], 3, padding=1) if c["conv"] else nn.Identity()
+
+    def _through_blocks(self, h):
+        skips = []
+        for b in self.in_blocks: h = b(h); skips.append(h)
+        h = self.mid_block(h)
+        for b in self.out_blocks: h = b(h, skips.pop())
+        return h
+
+    def _image(self, h): return self.final_layer(unpatchify(self.decoder_pred(self.norm(h))[:, self.extras:], self.config["in_chans"]))
+
+# %% ../nbs/03_models.ipynb #b191c996
+def _init(m):
+    if isinstance(m, nn.Linear):
+        nn.init.trunc_normal_(m.weight, std=.02)
+        if m.bias is not None: nn.init.zeros_(m.bias)
+
+class _UViT(_Backbone):
+    def _reset(self): nn.init.trunc_normal_(self.pos_embed, std=.02); self.apply(_init)
+
+    def forward(self,
+        x:Tensor, # (B, C, H, W) noisy images
+        timesteps:Tensor, # (B,) times in 0 … 999, continuous
+        y:Tensor=None, # (B,) labels, for a class-conditional model
+        context:Tensor=None, # (B, 77, clip_dim) text embeddings, for a text-conditional model
+        )->Tensor: # (B, C, H, W) predicted noise
+        "The noise in `x`; `ValueError` for a wrong shape or condition."
+        _check_images(self.config, x, timesteps)
+        _check_condition(self.config, len(x), y, context)
+        return self._image(self._through_blocks(self._tokens(x, timesteps, y, context)))
+
+# %% ../nbs/03_models.ipynb #e3a85315
+class UViT(_UViT):
     "U-ViT (Bao et al. 2023): noisy image and time in, predicted noise out; parameters named as in the official checkpoints."
     def __init__(self,
         img_size:int=32, # side of the (square) image or latent
         patch_size:int=2, # side of a patch
         in_chans:int=3, # channels
         embed_dim:int=512, # D
-        depth:int=12, # blocks besides the middle one, even
+        depth:int=12, # blocks besides the middle one; an odd one counts as the even one below, as upstream
         num_heads:int=8, # D is a multiple of it
         mlp_ratio:float=4., # hidden width of the MLP over D
-        qkv_bias:bool=False,
+        qkv_bias:bool=False, # SparseDM's own sparse layer switches it on
         mlp_time_embed:bool=False, # two linear layers on the time embedding
         num_classes:int=-1, # labels, including the null label of guidance; ≤ 0: unconditional
         clip_dim:int=0, # width of text embeddings; 0: no text
@@ -94,60 +176,20 @@ class UViT(nn.Module):
         conv:bool=True, # 3×3 convolution at the end
         skip:bool=True, # long skip connections
     ):
-        config = {k: v for k, v in locals().items() if k in inspect.signature(UViT.__init__).parameters and k != "self"}
+        c = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        if img_size % patch_size: raise ValueError(f"img_size must be a multiple of patch_size; got {img_size} and {patch_size}")
-        if depth % 2: raise ValueError(f"depth must be even (the middle block is extra); got {depth}")
-        if num_classes > 0 and clip_dim > 0: raise ValueError("num_classes and clip_dim are exclusive: labels or text")
-        self.config, self.in_chans, self.img_size, self.embed_dim = {"kind": "uvit", **config}, in_chans, img_size, embed_dim
-        self.num_classes, self.clip_dim, self.num_clip_token = num_classes, clip_dim, num_clip_token
-        D = embed_dim
-        self.patch_embed = PatchEmbed(patch_size, in_chans, D)
-        self.time_embed = nn.Sequential(nn.Linear(D, 4 * D), nn.SiLU(), nn.Linear(4 * D, D)) if mlp_time_embed else nn.Identity()
-        if num_classes > 0: self.label_emb = nn.Embedding(num_classes, D)
-        if clip_dim > 0: self.context_embed = nn.Linear(clip_dim, D)
-        self.extras = 1 + (num_classes > 0) + (num_clip_token if clip_dim > 0 else 0)
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + (img_size // patch_size) ** 2, D))
-        block = lambda s: Block(D, num_heads, mlp_ratio, qkv_bias, s)
-        self.in_blocks = nn.ModuleList(block(False) for _ in range(depth // 2))
-        self.mid_block = block(False)
-        self.out_blocks = nn.ModuleList(block(skip) for _ in range(depth // 2))
-        self.norm, self.decoder_pred = nn.LayerNorm(D), nn.Linear(D, patch_size ** 2 * in_chans)
-        self.final_layer = nn.Conv2d(in_chans, in_chans, 3, padding=1) if conv else nn.Identity()
-        nn.init.trunc_normal_(self.pos_embed, std=.02)
-        self.apply(_init)
+        _check_sizes(c)
+        self.config = {"kind": "uvit", **c}
+        self._make_tokens(c); self._make_blocks(c); self._reset()
 
-    def _extra_tokens(self, t, y, context):
-        tokens = [self.time_embed(timestep_embedding(t, self.embed_dim).to(self.pos_embed.dtype))[:, None]]
-        if self.num_classes > 0:
-            if y is None: raise ValueError(f"this model is class-conditional: pass y, (B,) labels below {self.num_classes}")
-            tokens.insert(0, self.label_emb(y)[:, None])
-        if self.clip_dim > 0:
-            if context is None: raise ValueError(f"this model is text-conditional: pass context, (B, {self.num_clip_token}, {self.clip_dim})")
-            tokens.append(self.context_embed(context))
-        return tokens
+# %% ../nbs/03_models.ipynb #d3186858
+def _check_unet(c):
+    widths, n = c["channels"], len(c["channels"])
+    if len(c["attention"]) != n: raise ValueError(f"attention must have one entry for each of the {n} channels; got {c['attention']}")
+    if c["img_size"] % 2 ** (n - 1): raise ValueError(f"img_size must be a multiple of {2 ** (n - 1)}, to be halved {n - 1} times; got {c['img_size']}")
+    if any(w % c["norm_groups"] for w in widths): raise ValueError(f"channels must be multiples of norm_groups={c['norm_groups']}; got {widths}")
 
-    def forward(self,
-        x:Tensor, # (B, C, H, W) noisy images
-        timesteps:Tensor, # (B,) times in 0 … 999
-        y:Tensor=None, # (B,) labels
-        context:Tensor=None, # (B, 77, clip_dim) text embeddings
-        )->Tensor: # (B, C, H, W) predicted noise
-        if tuple(x.shape[1:]) != (self.in_chans, self.img_size, self.img_size):
-            raise ValueError(f"x must be (B, {self.in_chans}, {self.img_size}, {self.img_size}); got {tuple(x.shape)}")
-        h = torch.cat([*self._extra_tokens(timesteps, y, context), self.patch_embed(x)], 1) + self.pos_embed
-        skips = []
-        for b in self.in_blocks: h = b(h); skips.append(h)
-        h = self.mid_block(h)
-        for b in self.out_blocks: h = b(h, skips.pop())
-        return self.final_layer(unpatchify(self.decoder_pred(self.norm(h))[:, self.extras:], self.in_chans))
-
-def _init(m):
-    if isinstance(m, nn.Linear):
-        nn.init.trunc_normal_(m.weight, std=.02)
-        if m.bias is not None: nn.init.zeros_(m.bias)
-
-# %% ../nbs/03_models.ipynb #8d8a342f
+# %% ../nbs/03_models.ipynb #1a312ed2
 class UNet(nn.Module):
     "The DDPM UNet (Ho et al. 2020) of diffusers, called like `UViT`."
     def __init__(self,
@@ -161,69 +203,94 @@ class UNet(nn.Module):
         super().__init__()
         from diffusers import UNet2DModel
         self.config = dict(kind="unet", img_size=img_size, in_chans=in_chans, channels=list(channels), attention=list(attention), layers=layers, norm_groups=norm_groups)
-        self.unet = UNet2DModel(sample_size=img_size, in_channels=in_chans, out_channels=in_chans, layers_per_block=layers, block_out_channels=tuple(channels),
-                                down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-                                up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-                                norm_num_groups=norm_groups, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, attention_head_dim=None)
+        _check_unet(self.config)
+        self.unet = UNet2DModel(img_size, in_chans, in_chans, layers_per_block=layers, block_out_channels=tuple(channels),
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            norm_num_groups=norm_groups, norm_eps=1e-6, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, attention_head_dim=None)
 
-    def forward(self,
-        x:Tensor, # (B, C, H, W) noisy images
-        timesteps:Tensor, # (B,) times in 0 … 999
-        )->Tensor: # (B, C, H, W) predicted noise
+    def forward(self, x:Tensor, timesteps:Tensor)->Tensor: # (B, C, H, W) noisy images and (B,) times in 0 … 999 → predicted noise
+        _check_images(self.config, x, timesteps)
         return self.unet(x, timesteps).sample
 
-# %% ../nbs/03_models.ipynb #a7494abc
-_UVIT = "img_size patch_size in_chans embed_dim depth num_heads num_classes clip_dim conv".split()
-PRESETS = {  # name                     kind    img  p  C  D     depth heads classes clip conv     paper's MACs (G)
-    "uvit-s-cifar10":       ("uvit", (32,  2, 3, 512,  12, 8,  -1,   0,   True),  11.34),
-    "uvit-half-cifar10":    ("uvit", (32,  2, 3, 512,  6,  4,  -1,   0,   True),  5.83),
-    "uvit-s-celeba64":      ("uvit", (64,  4, 3, 512,  12, 8,  -1,   0,   True),  11.34),
-    "uvit-half-celeba64":   ("uvit", (64,  4, 3, 512,  6,  4,  -1,   0,   True),  5.83),
-    "uvit-s-coco":          ("uvit", (32,  2, 4, 512,  12, 8,  -1,   768, True),  11.34),
-    "uvit-s-deep-coco":     ("uvit", (32,  2, 4, 512,  16, 8,  -1,   768, True),  None),
-    "uvit-m-imagenet64":    ("uvit", (64,  4, 3, 768,  16, 12, 1000, 0,   True),  None),
-    "uvit-l-imagenet64":    ("uvit", (64,  4, 3, 1024, 20, 16, 1000, 0,   True),  None),
-    "uvit-l-imagenet256":   ("uvit", (32,  2, 4, 1024, 20, 16, 1001, 0,   True),  76.66),
-    "uvit-h-imagenet256":   ("uvit", (32,  2, 4, 1152, 28, 16, 1001, 0,   False), None),
-    "uvit-l-imagenet512":   ("uvit", (64,  4, 4, 1024, 20, 16, 1001, 0,   True), None),
-    "uvit-h-imagenet512":   ("uvit", (64,  4, 4, 1152, 28, 16, 1001, 0,   False), None),
-    "ddpm-cifar10":         ("unet", dict(img_size=32, channels=(128, 256, 256, 256), attention=(False, True, False, False)), 9.44),
-    "ddpm-celeba64":        ("unet", dict(img_size=64, channels=(128, 256, 256, 256, 512), attention=(False, False, True, False, False)), 9.44),
-    "digits-uvit":          ("uvit", (8,   2, 1, 64,   4,  4,  -1,   0,   True),  None),
-    "digits-unet":          ("unet", dict(img_size=8, in_chans=1, channels=(32, 64), attention=(False, True), layers=1, norm_groups=8), None),
-    "smoke":                ("uvit", (8,   2, 1, 32,   2,  4,  -1,   0,   True),  None),
+# %% ../nbs/03_models.ipynb #e1719b39
+_UVIT = "img_size patch_size in_chans embed_dim depth num_heads num_classes clip_dim conv paper_macs".split()
+_UVITS = {              # img p  C  D     depth heads classes clip conv   paper's dense MACs (G)
+    "uvit-s-cifar10":     (32, 2, 3, 512,  12, 8,  -1,   0,   True,  11.34),
+    "uvit-half-cifar10":  (32, 2, 3, 512,  6,  4,  -1,   0,   True,  5.83),
+    "uvit-s-celeba64":    (64, 4, 3, 512,  12, 8,  -1,   0,   True,  11.34),
+    "uvit-half-celeba64": (64, 4, 3, 512,  6,  4,  -1,   0,   True,  5.83),
+    "uvit-s-coco":        (32, 2, 4, 512,  12, 8,  -1,   768, True,  11.34),
+    "uvit-s-deep-coco":   (32, 2, 4, 512,  16, 8,  -1,   768, True,  None),
+    "uvit-m-imagenet64":  (64, 4, 3, 768,  16, 12, 1000, 0,   True,  None),
+    "uvit-l-imagenet64":  (64, 4, 3, 1024, 20, 16, 1000, 0,   True,  None),
+    "uvit-l-imagenet256": (32, 2, 4, 1024, 20, 16, 1001, 0,   True,  76.66),
+    "uvit-h-imagenet256": (32, 2, 4, 1152, 28, 16, 1001, 0,   False, None),
+    "uvit-l-imagenet512": (64, 4, 4, 1024, 20, 16, 1001, 0,   True,  None),
+    "uvit-h-imagenet512": (64, 4, 4, 1152, 28, 16, 1001, 0,   False, None),
+    "digits-uvit":        (8,  2, 1, 64,   4,  4,  -1,   0,   True,  None),
+    "smoke":              (8,  2, 1, 32,   2,  4,  -1,   0,   True,  None),
 }
-_CLASSES = {"uvit": UViT, "unet": UNet}
 
+# %% ../nbs/03_models.ipynb #1d8ecf6b
+_UNET = "img_size in_chans channels attention layers norm_groups paper_macs".split()
+_UNETS = {              # img C  channels                   attention at 16×16        layers groups MACs (G)
+    "ddpm-cifar10":       (32, 3, (128, 256, 256, 256),      (0, 1, 0, 0),             2,     32,    9.44),
+    "ddpm-celeba64":      (64, 3, (128, 256, 256, 256, 512), (0, 0, 1, 0, 0),          2,     32,    9.44),
+    "digits-unet":        (8,  1, (32, 32),                  (0, 1),                   1,     8,     None),  # at 4×4
+}
+PRESETS = {name: {"kind": kind, **dict(zip(columns, row))}
+           for kind, columns, rows in (("uvit", _UVIT, _UVITS), ("unet", _UNET, _UNETS)) for name, row in rows.items()}
+
+# %% ../nbs/03_models.ipynb #bb784695
 def build_from_config(config:dict # a model's `.config`: "kind" and constructor arguments
     )->nn.Module: # randomly initialised
     "Rebuild a model from its `.config`."
-    kind = config.get("kind")
-    if kind not in _CLASSES: raise ValueError(f"unknown kind of model {kind!r}; known: {', '.join(_CLASSES)}")
-    return _CLASSES[kind](**{k: v for k, v in config.items() if k != "kind"})
+    classes, kind = {"uvit": UViT, "unet": UNet}, config.get("kind")
+    if kind not in classes: raise ValueError(f"unknown kind of model {kind!r}; known: {', '.join(classes)}")
+    return classes[kind](**{k: v for k, v in config.items() if k != "kind"})
 
 def build_model(name:str, # a preset
     **overrides # constructor arguments to change
     )->nn.Module: # randomly initialised
     "Build a preset; `ValueError` with the known names for another."
     if name not in PRESETS: raise ValueError(f"unknown model {name!r}; known: {', '.join(PRESETS)}")
-    kind, args, _ = PRESETS[name]
-    if kind == "uvit": args = dict(zip(_UVIT, args))
-    return _CLASSES[kind](**{**args, **overrides})
+    return build_from_config({**{k: v for k, v in PRESETS[name].items() if k != "paper_macs"}, **overrides})
 
-# %% ../nbs/03_models.ipynb #907a4bf6
+def presets()->pd.DataFrame: # index: preset; sizes, number of parameters, the paper's dense MACs in G (NaN: not in the paper)
+    "All presets with their sizes, counted on models without memory (`meta`)."
+    rows = {}
+    for name, c in PRESETS.items():
+        with torch.device("meta"): n = sum(p.numel() for p in build_model(name).parameters())
+        rows[name] = dict(kind=c["kind"], input="{1}×{0}×{0}".format(c["img_size"], c["in_chans"]), patch=c.get("patch_size", ""),
+                          width=c.get("embed_dim") or c["channels"], depth=c.get("depth") or c["layers"], parameters=n, paper_macs=c["paper_macs"])
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("preset").astype({"paper_macs": float})
+
+# %% ../nbs/03_models.ipynb #40b38016
+def _read_state(path):
+    if not path.is_file(): raise FileNotFoundError(f"no checkpoint at {path}")
+    try: state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+        why = "it needs more than tensors" if isinstance(e, pickle.UnpicklingError) else (str(e) or type(e).__name__).splitlines()[0][:120]
+        raise ValueError(f"{path} is damaged or not a plain state dict ({why})") from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} is not a plain state dict of names and tensors")
+    return state
+
+def _misfits(want, have):
+    yield "missing", [k for k in want if k not in have]
+    yield "unexpected", [k for k in have if k not in want]
+    yield "of another shape", [f"{k} {tuple(have[k].shape)} for {tuple(want[k].shape)}" for k in want if k in have and want[k].shape != have[k].shape]
+
+# %% ../nbs/03_models.ipynb #55372e74
 def load_official(path, # a .pth state dict of the U-ViT authors
     preset:str, # the preset it belongs to
-    )->nn.Module: # with those weights, in eval mode
-    "Load an official U-ViT checkpoint, strictly and without unpickling code."
+    )->nn.Module: # on the CPU with those weights, in eval mode
+    "Load an official checkpoint, strictly and without unpickling code; an error names the file and the first names that differ."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no checkpoint at {path}")
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as e:
-        raise ValueError(f"{path} is damaged or not a plain state dict ({str(e).splitlines()[0][:120]})") from None
-    model = build_model(preset); want = model.state_dict()
-    if not isinstance(state, dict): raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
-    wrong = sorted(set(want) ^ set(state)) + [k for k in want if k in state and want[k].shape != state[k].shape]
-    if wrong: raise ValueError(f"{path} is not a checkpoint of {preset}: {len(wrong)} names or shapes differ, such as {', '.join(wrong[:3])}")
-    model.load_state_dict(state)
+    with torch.device("meta"): model = build_model(preset)  # no time spent on random weights
+    state, want = _read_state(path), model.state_dict()
+    wrong = [f"{len(ks)} {what} ({', '.join(map(str, ks[:3]))}{', …' if len(ks) > 3 else ''})" for what, ks in _misfits(want, state) if ks]
+    if wrong: raise ValueError(f"{path} is not a checkpoint of {preset}: {'; '.join(wrong)}")
+    model.to_empty(device="cpu").load_state_dict(state)
     return model.eval()
