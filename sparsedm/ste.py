@@ -118,14 +118,14 @@ def sparsify_(model:nn.Module, # changed in place
         parametrize.register_parametrization(m, "weight", NMSparse(m.weight, pattern, estimator, lambda_w).train(m.training), unsafe=True)
     return model
 
-# %% ../nbs/01_ste.ipynb #879f5875
+# %% ../nbs/01_ste.ipynb #2f42e53d
 def sparsity_report(model:nn.Module # dense, sparsified or baked
     )->pd.DataFrame: # a row per Linear and Conv layer, indexed by its name
     "Per layer: type, weight shape, parameters before and kept, density, pattern, estimator, and why it is dense if it is."
     patterns = {_sparsity(m).pattern for m in sparse_layers(model).values()}
     rows = []
     for k, m in _candidates(model).items():
-        s, w = _sparsity(m), m.weight.detach()
+        s = _sparsity(m); w = m.parametrizations.weight.original if s else m.weight
         # a sparsified layer keeps N of M by its mask, whatever the values; a baked or dense one is counted
         kept = w.numel() * parse_pattern(s.pattern)[0] // parse_pattern(s.pattern)[1] if s else int((w != 0).sum())
         why = "" if s else next((r for r in (why_dense(w.shape, p) for p in patterns) if r), "not selected") if patterns else ""
