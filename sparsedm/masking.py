@@ -46,7 +46,7 @@ def _mask_by_sorting(g, n):
     pruned = g.abs().argsort(dim=-1, stable=True)[..., :m - n]
     return torch.ones_like(g, dtype=torch.bool).scatter_(-1, pruned, False)
 
-# %% ../nbs/00_masking.ipynb #4e86a074
+# %% ../nbs/00_masking.ipynb #ac663739
 def _mask_by_extreme(g, n):
     "1:M by the maximum, M−1:M by the minimum; the few groups with a tie at the cut are sorted."
     m = g.shape[-1]
@@ -61,21 +61,30 @@ def _mask_by_extreme(g, n):
             out[tied] = _mask_by_sorting(g[i:i + step][tied], n)
     return mask
 
-def _mask_by_duels(g):
-    "2:4 by the six comparisons within a group; the later of two equal weights wins."
-    size = g.view(torch.int32) & 0x7FFFFFFF if g.dtype == torch.float32 else g.abs()   # the bits of |w| order like |w|, and integers compare faster
-    a, b, c, d = size.unbind(-1)
-    ba, ca, da, cb, db, dc = b >= a, c >= a, d >= a, c >= b, d >= b, d >= c
-    keep_a = ~((ba & ca) | (da & (ba | ca)))      # not beaten by two of the three
-    keep_b = (ba & ~(cb & db)) | ~(cb | db)
-    keep_c = (ca & cb) | (~dc & (ca | cb))
-    return torch.stack((keep_a, keep_b, keep_c, keep_a ^ keep_b ^ keep_c), -1)   # exactly two are kept, so the last follows
+_BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_LANE = {2: torch.int16, 4: torch.int32, 8: torch.int64}   # M one-byte counters in one integer, first weight in the lowest byte
+
+def _mask_by_wins(g, n):
+    "M of 2, 4 or 8: count the wins of each weight within its group; the later of two equal weights wins."
+    m = g.shape[-1]
+    mask, bits, step = torch.empty(g.shape, dtype=torch.bool, device=g.device), g.contiguous().view(_BITS[g.dtype]), max(2**19 // m, 1)
+    for i in range(0, len(g), step):
+        size = (bits[i:i + step] & torch.iinfo(bits.dtype).max).view(-1)          # |w|, as integers
+        wins, beats = mask[i:i + step].view(_LANE[m]), torch.empty_like(size)
+        wins.fill_(sum((n + k) << 8 * k for k in range(m)))                        # entry k: N, and its wins over the k before it
+        for s in range(1, m):
+            torch.gt(size[:-s], size[s:], out=beats[:-s])                           # entry k against entry k + s
+            won = beats.to(torch.bool).view(-1, m).view(wins.dtype) & sum(1 << 8 * k for k in range(m - s))   # within the group only
+            wins.add_(won, alpha=1 - (1 << 8 * s))                                  # one more for k, one less for k + s
+        wins >>= m.bit_length() - 1                                                 # N + wins ≥ M leaves a one
+        wins &= sum(1 << 8 * k for k in range(m))
+    return mask
 
 def _group_mask(g, n):
     "Exactly n of each row of `g` (G, M), by the fastest exact form."
     m = g.shape[-1]
-    if (n, m) == (2, 4): return _mask_by_duels(g)
-    if n in (1, m - 1): return _mask_by_extreme(g, n)
+    if n in (1, m - 1) and m > 4: return _mask_by_extreme(g, n)
+    if m in _LANE and g.dtype in _BITS: return _mask_by_wins(g, n)
     return _mask_by_sorting(g, n)
 
 # %% ../nbs/00_masking.ipynb #499eaf7f
