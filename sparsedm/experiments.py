@@ -59,7 +59,7 @@ class Run:
         text = json.dumps(asdict(self), sort_keys=True)
         return "-".join(filter(None, [self.method, self.pattern.replace(":", "of"), f"s{self.seed}", hashlib.sha256(text.encode()).hexdigest()[:8]]))
 
-# %% ../nbs/12_experiments.ipynb #fb943e9c
+# %% ../nbs/12_experiments.ipynb #e0c322d5
 METHODS = {  # name: (label in tables, estimator, trained?, λ₁)
     "dense":     ("No pruning",                             "",         True,  0.),
     "dense-ft":  ("No pruning, trained on",                 "",         True,  0.),
@@ -78,7 +78,7 @@ def make_run(scale:str, # row of SCALES
     "The run of a method at a scale."
     s = scale_settings(scale)
     if method not in METHODS: raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0: raise ValueError(f"seed must be a whole number ≥ 0; got {seed!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**23: raise ValueError(f"seed must be a whole number from 0 to {2**23 - 1}; got {seed!r}")
     common = {k: s[k] for k in ("data", "model", "extractor", "batch_size", "warmup", "ema", "n_samples", "sampler", "sampler_steps")}
     dense = Run(scale, "dense", seed, **common, steps=s["teacher_steps"], lr=s["lr"])
     if method == "dense": return dense
@@ -158,7 +158,7 @@ def check_record(record:dict, # a record
     if missing: raise ValueError(f"{where}: missing {', '.join(missing)}")
     if bad := _not_finite(record, ""): raise ValueError(f"{where}: not finite: {', '.join(bad[:5])}")
 
-# %% ../nbs/12_experiments.ipynb #d32221f1
+# %% ../nbs/12_experiments.ipynb #89c86e45
 def environment()->dict: # what the numbers were computed with
     "Versions, device and commit for a record."
     from importlib.metadata import version
@@ -188,6 +188,7 @@ def read_records(runs:list # the runs wanted
         path = record_path(r)
         try: record = json.loads(path.read_text())
         except ValueError as e: raise ValueError(f"{path} is not valid JSON ({e}); delete it to run it again") from None
+        if not isinstance(record, dict) or record.get("run") != asdict(r): raise ValueError(f"{path} is not the record of {r.id}; delete it to run it again")
         check_record(record, path)
         records.append(record)
     return records
@@ -235,7 +236,7 @@ def ensure(runs:list, # the runs whose records are needed
         run_graph(runs[0].scale, [record_path(r).relative_to(root()) for r in missing])
     return read_records(runs)
 
-# %% ../nbs/12_experiments.ipynb #b8456d02
+# %% ../nbs/12_experiments.ipynb #fbad36a6
 def execute_training(run:Run, # what to do
     progress:bool=True, # show a bar
     ): # (EMA model, loss DataFrame, seconds)
@@ -244,8 +245,9 @@ def execute_training(run:Run, # what to do
     from sparsedm import data, diffusion, models, ste, training, transfer
     torch.manual_seed(run.seed)
     began, folder = time.perf_counter(), run_folder(run)
-    model = training.load_model(run_folder(find_run(run.start))/"model.safetensors") if run.start else models.build_model(run.model)
-    teacher = training.load_model(run_folder(find_run(run.start))/"model.safetensors") if run.lambda_teacher else None
+    start = root()/"runs"/run.scale/run.start/"model.safetensors"
+    model = training.load_model(start) if run.start else models.build_model(run.model)
+    teacher = training.load_model(start) if run.lambda_teacher else None
     if run.pattern: ste.sparsify_(model, run.pattern, run.estimator, run.lambda_w, run.layers)
     losses = pd.DataFrame({"step": [], "loss": []})
     if run.steps:

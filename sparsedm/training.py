@@ -21,7 +21,7 @@ from .diffusion import noise_loss
 from .models import build_from_config
 from .ste import _sparsity, add_masked_decay_, sparse_layers, sparsify_
 
-# %% ../nbs/06_training.ipynb #8eab5684
+# %% ../nbs/06_training.ipynb #a8d1cbfe
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train; with the model and the data it determines the result."
@@ -38,7 +38,7 @@ class TrainConfig:
 
     def __post_init__(self):
         for k, ok in dict(steps=self.steps >= 1, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf, warmup=self.warmup >= 0,
-                          weight_decay=0 <= self.weight_decay < math.inf, ema=0 <= self.ema < 1).items():
+                          weight_decay=0 <= self.weight_decay < math.inf, ema=0 <= self.ema < 1, seed=0 <= self.seed < 2**23).items():
             if not ok: raise ValueError(f"TrainConfig: {k}={getattr(self, k)!r} is out of range")
 
 # %% ../nbs/06_training.ipynb #82450559
@@ -54,7 +54,7 @@ def atomic_write(path, # final name; its folder is created
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/06_training.ipynb #b5ff57ae
+# %% ../nbs/06_training.ipynb #c6544cf4
 def _save_tensors(path, tensors, meta):
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     atomic_write(path, lambda tmp: save_file(tensors, str(tmp), {"format": "sparsedm", **{k: json.dumps(v) for k, v in meta.items()}}))
@@ -71,6 +71,8 @@ def _load_tensors(path):
 
 def _describe(model):
     "What rebuilds `model`: constructor arguments and sparse layers."
+    if not isinstance(getattr(model, "config", None), dict) or "kind" not in model.config:
+        raise TypeError(f"{type(model).__name__} was not built by sparsedm.models, so it could not be rebuilt; train without a folder, or save its state_dict")
     sparse = {k: (s.pattern, s.estimator, s.lambda_w) for k, m in sparse_layers(model).items() for s in [_sparsity(m)]}
     return {"model": model.config, "sparse": sparse}
 
@@ -101,12 +103,12 @@ def load_model(path # a file written by `save_model`
         sparsify_(model, pattern, estimator, lambda_w, filter_fn=lambda m, k: k in sparse)
     return _load_state(model, state, path).eval()
 
-# %% ../nbs/06_training.ipynb #54692c9a
+# %% ../nbs/06_training.ipynb #46afd4e0
 def _batch(images, cfg, step, rank=0, world=1, device="cpu"):
     "(x_0, t, noise) of one step: (B, C, H, W) in [-1, 1], (B,) in (0, 1), (B, C, H, W)."
     key = (cfg.seed << 40) + (step << 8)
     x0 = to_float(images[batch_indices(len(images), cfg.batch_size, step, cfg.seed)].to(device))
-    if cfg.flip: x0 = random_flip(x0, torch.Generator().manual_seed(key))
+    if cfg.flip: x0 = random_flip(x0, torch.Generator().manual_seed(key + 1))   # not the generator of t
     g = torch.Generator(device).manual_seed(key)
     t, noise = torch.rand(len(x0), generator=g, device=device), torch.randn(x0.shape, generator=g, device=device)
     return x0[rank::world], t[rank::world], noise[rank::world]
@@ -149,7 +151,7 @@ def _check_finite(losses, first, folder):
             kept = f"; the checkpoint in {folder} is from before" if folder else ""
             raise FloatingPointError(f"the loss is {l} at step {first + i}{kept}. Lower the learning rate or check the data")
 
-# %% ../nbs/06_training.ipynb #f06edd46
+# %% ../nbs/06_training.ipynb #3a44ceb3
 def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`, sparse or not
     images:Images, # training images
     cfg:TrainConfig, # the recipe
@@ -161,6 +163,7 @@ def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`,
     )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss)
     "Train or resume; on a CPU a resumed run ends bit for bit where an unbroken one ends."
     acc, folder = _accelerator(), Path(folder) if folder else None
+    if folder: _describe(model)   # a model that cannot be saved is refused before it is trained
     if cfg.batch_size % acc.num_processes: raise ValueError(f"batch_size={cfg.batch_size} does not divide among {acc.num_processes} processes")
     model = model.to(acc.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
@@ -186,7 +189,7 @@ def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`,
         if (last or save) and folder and acc.is_main_process:
             _save_checkpoint(folder/"checkpoint.safetensors", step + 1, cfg, model, ema, optimizer, losses)
     bar.close(); acc.wait_for_everyone()
-    return ema.module.eval(), pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})
+    return ema.module.requires_grad_(True).eval(), pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})
 
 # %% ../nbs/06_training.ipynb #900b6b7f
 def _main():
