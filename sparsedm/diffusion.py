@@ -50,7 +50,7 @@ def time_of(
     b, d = torch.log1p(s**2), BETA_MAX-BETA_MIN
     return 2*b / (BETA_MIN + torch.sqrt(BETA_MIN**2 + 2*d*b))
 
-# %% ../nbs/02_diffusion.ipynb #38a40cf5
+# %% ../nbs/02_diffusion.ipynb #36f91ef7
 def _times(t, x):
     "`t` as a float tensor (B,) beside the batch `x`; a number means the same time for all"
     if isinstance(t, Tensor) and not t.is_floating_point():
@@ -58,6 +58,8 @@ def _times(t, x):
     t = torch.as_tensor(t, device=x.device, dtype=None if isinstance(t, Tensor) else torch.float32)
     if t.shape not in ((), x.shape[:1]):
         raise ValueError(f"t: one time per image, shape ({len(x)},), or a number expected, got shape {tuple(t.shape)}")
+    if t.device.type == "cpu" and not (0 <= t.min() and t.max() <= 1):   # on a GPU the look would make it wait
+        raise ValueError(f"t: times in [0, 1] expected, got {t.min().item():g} … {t.max().item():g}")
     return t.expand(len(x))
 
 def q_sample(

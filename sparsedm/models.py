@@ -213,7 +213,7 @@ class UNet(nn.Module):
         _check_images(self.config, x, timesteps)
         return self.unet(x, timesteps).sample
 
-# %% ../nbs/03_models.ipynb #e1719b39
+# %% ../nbs/03_models.ipynb #3172f6ea
 _UVIT = "img_size patch_size in_chans embed_dim depth num_heads num_classes clip_dim conv paper_macs".split()
 _UVITS = {              # img p  C  D     depth heads classes clip conv   paper's dense MACs (G)
     "uvit-s-cifar10":     (32, 2, 3, 512,  12, 8,  -1,   0,   True,  11.34),
@@ -229,7 +229,9 @@ _UVITS = {              # img p  C  D     depth heads classes clip conv   paper'
     "uvit-l-imagenet512": (64, 4, 4, 1024, 20, 16, 1001, 0,   True,  None),
     "uvit-h-imagenet512": (64, 4, 4, 1152, 28, 16, 1001, 0,   False, None),
     "digits-uvit":        (8,  2, 1, 64,   4,  4,  -1,   0,   True,  None),
+    "digits-half":        (8,  2, 1, 64,   2,  2,  -1,   0,   True,  None),
     "smoke":              (8,  2, 1, 32,   2,  4,  -1,   0,   True,  None),
+    "smoke-half":         (8,  2, 1, 32,   1,  2,  -1,   0,   True,  None),
 }
 
 # %% ../nbs/03_models.ipynb #1d8ecf6b

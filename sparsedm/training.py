@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'atomic_write', 'save_model', 'load_model', 'train']
 
-# %% ../nbs/06_training.ipynb #b990e32b
+# %% ../nbs/06_training.ipynb #75cced6b
 import copy, json, math, os, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +14,15 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from .data import Images, batch_indices, random_flip, to_float
 from .diffusion import noise_loss
 from .models import build_from_config
-from .ste import _sparsity, add_masked_decay_, sparse_layers, sparsify_
+from .ste import DECAYS, NMSparse, _sparsity, add_masked_decay_, sparse_layers
 
-# %% ../nbs/06_training.ipynb #a8d1cbfe
+# %% ../nbs/06_training.ipynb #5b6f0a1c
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train; with the model and the data it determines the result."
@@ -35,9 +36,11 @@ class TrainConfig:
     flip:bool = False             # random horizontal flips
     seed:int = 0                  # order of images, times and noise
     compile:bool = False          # torch.compile the model
+    decay:str = "gradient"        # where λ_W of improved STE acts, see `ste.add_masked_decay_`
+    loss_scale:float = 1.         # multiplies the loss and divides the gradients; it changes nothing unless decay is "backward"
 
     def __post_init__(self):
-        for k, ok in dict(steps=self.steps >= 1, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf, warmup=self.warmup >= 0,
+        for k, ok in dict(decay=self.decay in DECAYS, loss_scale=0 < self.loss_scale < math.inf, steps=self.steps >= 1, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf, warmup=self.warmup >= 0,
                           weight_decay=0 <= self.weight_decay < math.inf, ema=0 <= self.ema < 1, seed=0 <= self.seed < 2**23).items():
             if not ok: raise ValueError(f"TrainConfig: {k}={getattr(self, k)!r} is out of range")
 
@@ -54,7 +57,7 @@ def atomic_write(path, # final name; its folder is created
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/06_training.ipynb #c6544cf4
+# %% ../nbs/06_training.ipynb #63bb2b62
 def _save_tensors(path, tensors, meta):
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     atomic_write(path, lambda tmp: save_file(tensors, str(tmp), {"format": "sparsedm", **{k: json.dumps(v) for k, v in meta.items()}}))
@@ -71,6 +74,7 @@ def _load_tensors(path):
 
 def _describe(model):
     "What rebuilds `model`: constructor arguments and sparse layers."
+    model = getattr(model, "_orig_mod", model)   # torch.compile wraps the real one
     if not isinstance(getattr(model, "config", None), dict) or "kind" not in model.config:
         raise TypeError(f"{type(model).__name__} was not built by sparsedm.models, so it could not be rebuilt; train without a folder, or save its state_dict")
     sparse = {k: (s.pattern, s.estimator, s.lambda_w) for k, m in sparse_layers(model).items() for s in [_sparsity(m)]}
@@ -84,23 +88,28 @@ def _load_state(model, state, path):
     model.load_state_dict(state)
     return model
 
-# %% ../nbs/06_training.ipynb #2d74f797
+# %% ../nbs/06_training.ipynb #3a10687a
 def save_model(model:torch.nn.Module, # built by `sparsedm.models`, dense, sparse or baked
     path, # .safetensors file to write
     **meta # further JSON-able facts to keep in the file
     ):
     "Write weights and everything that rebuilds the model, atomically."
-    _save_tensors(path, model.state_dict(), {**_describe(model), **meta})
+    described = _describe(model)
+    if taken := (set(described) | {"format"}) & set(meta): raise ValueError(f"metadata {', '.join(sorted(taken))} is written by save_model itself; choose another name")
+    _save_tensors(path, getattr(model, "_orig_mod", model).state_dict(), {**described, **meta})
 
-def load_model(path # a file written by `save_model`
+def load_model(path, # a file written by `save_model`
+    **expected # facts given to `save_model` that the file must hold
     )->torch.nn.Module: # on the CPU, in eval mode; sparse if it was saved sparse
     "Rebuild a saved model; a missing, damaged or foreign file raises an error that names it."
     state, meta = _load_tensors(path)
     if "model" not in meta: raise ValueError(f"{path} does not hold a model")
+    for k, v in expected.items():
+        if meta.get(k) != v: raise ValueError(f"{path} has {k}={meta.get(k)!r}, expected {v!r}; it was made with other settings")
     model = build_from_config(meta["model"])
-    if sparse := meta["sparse"]:
-        pattern, estimator, lambda_w = next(iter(sparse.values()))
-        sparsify_(model, pattern, estimator, lambda_w, filter_fn=lambda m, k: k in sparse)
+    for k, (pattern, estimator, lambda_w) in meta["sparse"].items():   # layer by layer: they may differ
+        m = model.get_submodule(k)
+        parametrize.register_parametrization(m, "weight", NMSparse(m.weight, pattern, estimator, lambda_w), unsafe=True)
     return _load_state(model, state, path).eval()
 
 # %% ../nbs/06_training.ipynb #46afd4e0
@@ -115,15 +124,17 @@ def _batch(images, cfg, step, rank=0, world=1, device="cpu"):
 
 def _learning_rate(cfg, step): return cfg.lr * min(1., (step + 1) / max(cfg.warmup, 1))
 
-# %% ../nbs/06_training.ipynb #126e8653
+# %% ../nbs/06_training.ipynb #85034e04
 def _save_checkpoint(path, step, cfg, model, ema, optimizer, losses):
     state = {f"optim.{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
     state |= {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in ema.state_dict().items()}
     _save_tensors(path, state | {"losses": torch.tensor(losses)}, {"step": step, "config": asdict(cfg), **_describe(model)})
 
-def _load_checkpoint(path, cfg, model, ema, optimizer):
+def _load_checkpoint(path, cfg, model, ema, optimizer, on_step):
     "Restore everything in place; returns (step, losses)."
     state, meta = _load_tensors(path)
+    if "step" not in meta or "losses" not in state: raise ValueError(f"{path} is not a checkpoint of a training")
+    on_step(meta["step"], model, ema.module)   # a schedule sets the pattern of that step before anything is compared
     want = json.loads(json.dumps({"config": asdict(cfg), **_describe(model)}))
     for part, now in want.items():
         then = meta.get(part, {})
@@ -136,14 +147,15 @@ def _load_checkpoint(path, cfg, model, ema, optimizer):
     optimizer.load_state_dict({"state": optim, "param_groups": optimizer.state_dict()["param_groups"]})
     return meta["step"], state["losses"].tolist()
 
-# %% ../nbs/06_training.ipynb #7fa97eab
+# %% ../nbs/06_training.ipynb #acbd0c75
 def _accelerator():
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return Accelerator(mixed_precision="bf16" if bf16 else "no")
 
-def _resume_or_start(folder, cfg, model, ema, optimizer):
+def _resume_or_start(folder, cfg, model, ema, optimizer, on_step):
     path = folder/"checkpoint.safetensors" if folder else None
-    return _load_checkpoint(path, cfg, model, ema, optimizer) if path and path.exists() else (0, [])
+    if path and path.exists(): return _load_checkpoint(path, cfg, model, ema, optimizer, on_step)
+    on_step(0, model, ema.module); return 0, []
 
 def _check_finite(losses, first, folder):
     for i, l in enumerate(losses):
@@ -151,7 +163,7 @@ def _check_finite(losses, first, folder):
             kept = f"; the checkpoint in {folder} is from before" if folder else ""
             raise FloatingPointError(f"the loss is {l} at step {first + i}{kept}. Lower the learning rate or check the data")
 
-# %% ../nbs/06_training.ipynb #3a44ceb3
+# %% ../nbs/06_training.ipynb #e725ddbf
 def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`, sparse or not
     images:Images, # training images
     cfg:TrainConfig, # the recipe
@@ -159,17 +171,19 @@ def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`,
     loss_fn=noise_loss, # (model, x_0, t, noise) -> scalar
     save_every:int=500, # steps between checkpoints
     log_every:int=20, # steps between looks at the loss
+    on_step=lambda step, model, ema: None, # called with the steps done: before the first, and after each
     progress:bool=True, # show a bar with loss and images per second
     )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss)
     "Train or resume; on a CPU a resumed run ends bit for bit where an unbroken one ends."
     acc, folder = _accelerator(), Path(folder) if folder else None
     if folder: _describe(model)   # a model that cannot be saved is refused before it is trained
+    if not any(p.requires_grad for p in model.parameters()): raise ValueError("no parameter of the model requires a gradient: nothing to train")
     if cfg.batch_size % acc.num_processes: raise ValueError(f"batch_size={cfg.batch_size} does not divide among {acc.num_processes} processes")
     model = model.to(acc.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)).requires_grad_(False)
-    start, losses = _resume_or_start(folder, cfg, model, ema, optimizer)
-    add_masked_decay_(optimizer, model)
+    start, losses = _resume_or_start(folder, cfg, model, ema, optimizer, on_step)
+    add_masked_decay_(optimizer, model, cfg.decay)
     net, opt = acc.prepare(torch.compile(model) if cfg.compile else model, optimizer)
     pending, began = [], time.perf_counter()
     bar = tqdm(total=cfg.steps, initial=start, desc="train", unit="step", mininterval=2, disable=not (progress and acc.is_main_process))
@@ -177,8 +191,10 @@ def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`,
         x0, t, noise = _batch(images, cfg, step, acc.process_index, acc.num_processes, acc.device)
         for group in optimizer.param_groups: group["lr"] = _learning_rate(cfg, step)
         loss = loss_fn(net, x0, t, noise)
-        acc.backward(loss); opt.step(); opt.zero_grad()
-        ema.update_parameters(model)
+        acc.backward(loss * cfg.loss_scale)
+        if cfg.loss_scale != 1: torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], cfg.loss_scale)
+        opt.step(); opt.zero_grad()
+        ema.update_parameters(model); on_step(step + 1, model, ema.module)
         pending.append(loss.detach()); bar.update()
         last, save = step + 1 == cfg.steps, folder and (step + 1) % save_every == 0
         if last or save or len(pending) == log_every:
@@ -191,14 +207,16 @@ def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`,
     bar.close(); acc.wait_for_everyone()
     return ema.module.requires_grad_(True).eval(), pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})
 
-# %% ../nbs/06_training.ipynb #900b6b7f
+# %% ../nbs/06_training.ipynb #df673eae
 def _main():
     import argparse
-    from sparsedm.experiments import METHODS, SCALES, execute_training, make_run, run_folder
+    from sparsedm.experiments import SCALES, execute_training, find_run, run_folder
     p = argparse.ArgumentParser(prog="accelerate launch -m sparsedm.training", description="Train one run, on all processes of the launch.")
-    p.add_argument("scale", choices=list(SCALES)); p.add_argument("method", choices=list(METHODS)); p.add_argument("seed", type=int)
-    a = p.parse_args(); run = make_run(a.scale, a.method, a.seed)
-    _, losses, seconds = execute_training(run)
+    p.add_argument("scale", choices=list(SCALES)); p.add_argument("run", help="id or name of a run, such as ours-uvit-2of4-s0")
+    a = p.parse_args()
+    try: run = find_run(a.run, a.scale)
+    except ValueError as e: p.error(str(e))
+    _, losses, _, seconds = execute_training(run)
     if _accelerator().is_main_process: print(f"{run.id}: {len(losses)} steps, {seconds:.0f} s, {run_folder(run)/'model.safetensors'}")
 
 if __name__ == "__main__" and "__file__" in globals(): _main()   # not inside a notebook

@@ -12,7 +12,7 @@ from torch import nn, Tensor
 from .data import Images
 from .diffusion import alpha_bar, noise_loss, predict_noise, q_sample, sample, to_uint8
 
-# %% ../nbs/07_transfer.ipynb #0bb28f5a
+# %% ../nbs/07_transfer.ipynb #00d9b7b0
 def transfer_loss(
     teacher:nn.Module, # dense, trained; frozen here
     lambda_teacher:float=.1, # λ₁ of Eq. 11: weight of ‖teacher − student‖²
@@ -25,6 +25,7 @@ def transfer_loss(
     teacher.eval().requires_grad_(False)
 
     def loss(student, x0, t, noise):
+        if student is teacher: raise ValueError("student and teacher are one model; give the teacher as a copy")
         x_t = q_sample(x0, t, noise)
         with torch.no_grad(): target = predict_noise(teacher.to(x_t.device), x_t, t)
         pred = predict_noise(student, x_t, t)

@@ -12,7 +12,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     "`accelerate launch -m sparsedm.training` on two CPU processes: the same model but for rounding."
     def train(folder, *launch):
         folder.mkdir(); [shutil.copy(ROOT/f, folder/f) for f in ("Snakefile", "settings.ini")]
-        done = subprocess.run([sys.executable, "-m", *launch, "sparsedm.training", "smoke", "dense", "0"], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", *launch, "sparsedm.training", "smoke", "dense-uvit-s0"], cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         return load_file(folder/"runs"/"smoke"/make_run("smoke", "dense").id/"model.safetensors")
 
