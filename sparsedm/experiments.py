@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import pandas as pd
 
-# %% ../nbs/12_experiments.ipynb #6baa1040
+# %% ../nbs/12_experiments.ipynb #223d0cff
 _SETTINGS = {             # smoke          demo
     "data":                ("digits",       "digits"),
     "uvit":                ("smoke",        "digits-uvit"),  # presets, see `models.presets`
@@ -28,7 +28,7 @@ _SETTINGS = {             # smoke          demo
     "pretrain_lr":         (2e-3,           2e-3),
     "pretrain_warmup":     (10,             100),
     "pretrain_ema":        (.9,             .999),
-    "steps":               (4,              120),            # steps of everything that starts from it
+    "steps":               (6,              120),            # steps of everything that starts from it
     "batch_size":          (8,              32),
     "lr":                  (1e-3,           1e-3),
     "warmup":              (2,              20),
@@ -145,7 +145,7 @@ def make_run(scale:str, # see SCALES
     common = dict(method=method, start=dense.id, teacher=dense.id, steps=s["steps"] if kind else 0, points=points, pattern=pattern if sparse else "", **{k: s[k] for k in ("batch_size", "lr", "warmup", "ema")})
     return replace(dense, **{**common, **own, **changes})
 
-# %% ../nbs/12_experiments.ipynb #492be556
+# %% ../nbs/12_experiments.ipynb #b9bff8ac
 NINE = ("31:32", "15:16", "7:8", "3:4", "2:4", "1:4", "1:8", "1:16", "1:32")
 LAMBDA_W = (2e-5, 2e-4, 2e-3, 2e-2, 2e-1)                  # decades around the released value
 UPDATE_LAMBDA_W = (2e-4, 2e-1, 2e1)                        # decoupled: multiplied by the learning rate, so larger
@@ -161,10 +161,9 @@ def _experiments(scale, seed):
     start = [dict(start="") if random else {} for random in (False, True)]
     yield "table1", [run(m) for m in ("dense", "half", "half-random", "asp", "asp-ft")]
     yield "table2", [run(m, backbone=b) for b in ("uvit", "unet") for m in TABLE2]
-    yield "fig1", [run("ours")]
-    yield "fig2", [run(m) for m in ("dense", "untrained", "asp-ft", "ste", "improved", "ours", "diff-pruning", "half")]
-    yield "fig4", [run("ours")]
-    yield "fig5", [run("ours")]
+    if seed == scale_settings(scale)["seeds"][0]:   # drawn from one model
+        for name in ("fig1", "fig4", "fig5"): yield name, [run("ours")]
+        yield "fig2", [run(m) for m in ("dense", "untrained", "asp-ft", "ste", "improved", "ours", "diff-pruning", "half")]
     yield "fig3", [run("dense"), *(run("ours", p) for p in ("32:32", *NINE)), *(run(m, p) for m in ("ste", "untrained") for p in NINE),
                    *(run(m) for m in ("improved", "progressive", "progressive-7of8", "progressive-released")),
                    *(run(m, p, b) for b in ("uvit", "unet") for m in ("ours", "diff-pruning") for p in RATIOS), run("dense", backbone="unet"), run("ste", backbone="unet")]
@@ -316,15 +315,20 @@ def frame(records:list # as `read_records` returns them
     return pd.DataFrame([dict(id=r["id"], **r["run"], **{k: v for k, v in r["metrics"].items() if k not in r["run"]}, **{f"{part}_{k}": v for part in ("macs", "seconds") for k, v in r[part].items()},
                               **{k: r[k] for k in ("params", "kept", "loss", "loss_by_t", "flips", "curve")}) for r in records])
 
-# %% ../nbs/12_experiments.ipynb #9b0d0fb8
+# %% ../nbs/12_experiments.ipynb #f9bca9cd
 def _work(run):
-    "Rough cost, in training steps of the U-ViT."
-    share = 1.6 if run.backbone == "unet" else 1.
-    train = run.steps * (1.3 if run.lambda_teacher else 1.) * (run.batch_size > 32 or 1)
-    return share * (train + (run.n_samples * (1 + run.points / 4) * run.sampler_steps / 3 + 2000) / run.batch_size)
+    "Rough cost in training steps of the U-ViT at batch 32, of which evaluating is a part."
+    train = 0 if METHODS[run.method][1] == "pretrain" and model_path(run).is_file() else run.steps * run.batch_size / 32 * (1.3 if run.lambda_teacher else 1.)
+    return (1.6 if run.backbone == "unet" else 1.) * (train + (run.n_samples * (1 + run.points / 2) * run.sampler_steps / 3 + 2000) / 64)
+
+def _deal(runs, fewest, most):
+    "Contiguous lists of about equal work, each worth starting a process for where that is possible."
+    total = sum(map(_work, runs)); parts = int(min(max(total / 3000, fewest), most, len(runs))); dealt, spent = [[] for _ in range(parts)], 0.
+    for r in runs: dealt[int(spent / total * parts)].append(r); spent += _work(r)
+    return [d for d in dealt if d]
 
 def make_plan(runs:list, # by importance; those with a record are left out
-    parts:int=8, # at most this many batches, besides pretraining
+    cores:int=2, # how many work at a time
     )->list: # [{"name", "scale", "runs": [id], "after": [name]}]
     "Deal the missing runs out in batches."
     todo = [r for r in runs if not record_path(r).is_file()]
@@ -332,19 +336,11 @@ def make_plan(runs:list, # by importance; those with a record are left out
     known = {r.id: r for scale in {r.scale for r in todo} for r in runs_of(scale)}
     todo = [r for i, r in known.items() if i in starts and r not in todo and not model_path(r).is_file()] + todo
     first = [r for r in todo if METHODS[r.method][1] == "pretrain" and not model_path(r).is_file()]
-    rest, total = [r for r in todo if r not in first], sum(map(_work, (r for r in todo if r not in first)))
-    chunks, spent = [[r] for r in first], 0.
-    for r in rest:
-        part = len(first) + int(spent / total * min(parts, len(rest)))
-        while len(chunks) <= part: chunks.append([])
-        chunks[part].append(r); spent += _work(r)
-    chunks = [c for c in chunks if c]
-    name = lambda i, c: f"{i:02d}-{hashlib.sha256(' '.join(r.id for r in c).encode()).hexdigest()[:8]}"
-    batches = [dict(name=name(i, c), scale=c[0].scale, runs=[r.id for r in c], after=[]) for i, c in enumerate(chunks)]
-    for b in batches[len(first):]: b["after"] = [a["name"] for a in batches[:len(first)]]
-    return batches
+    parts = [*((c, ()) for c in _deal(first, 1, len(first))), *((c, first) for c in _deal([r for r in todo if r not in first], cores, 4 * cores))]
+    names = [f"{i:02d}-{hashlib.sha256(' '.join(r.id for r in c).encode()).hexdigest()[:8]}" for i, (c, _) in enumerate(parts)]
+    return [dict(name=n, scale=c[0].scale, runs=[r.id for r in c], after=[m for m, (_, a) in zip(names, parts) if after and not a]) for n, (c, after) in zip(names, parts)]
 
-# %% ../nbs/12_experiments.ipynb #42a77b4a
+# %% ../nbs/12_experiments.ipynb #690a28a5
 def _follow(process, what, runs):
     "Show a bar of records and Snakemake jobs; returns what Snakemake said besides progress."
     import threading
@@ -355,7 +351,7 @@ def _follow(process, what, runs):
             if m := re.search(r"^(\d+) of (\d+) steps", line): jobs[0] = int(m[1])
             elif not re.match(r"\s*$|\[\w{3} \w{3}|Finished job|Select jobs|Execute \d|Trying to restart|Elapsed time|Complete log|Assuming|host:", line): said.append(line)
     listener = threading.Thread(target=listen, daemon=True); listener.start()
-    with tqdm(total=len(runs), desc=what, unit="run", mininterval=1, disable=not runs) as bar:
+    with tqdm(total=len(runs), desc=what, unit="run", mininterval=float(os.environ.get("TQDM_MININTERVAL", 1)), disable=not runs) as bar:
         while process.poll() is None or listener.is_alive():
             listener.join(1)
             bar.set_postfix_str(f"{jobs[0]} jobs done", refresh=False); bar.update(sum(record_path(r).is_file() for r in runs) - bar.n)
@@ -377,7 +373,7 @@ def run_graph(scale:str, # see SCALES
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: print("waiting for another sparsedm run to finish", flush=True); fcntl.flock(lock, fcntl.LOCK_EX)
         wanted = runs if runs is not None else list({r.id: r for n in names or FIGURES for r in runs_needed(scale, n)}.values())
-        plan = make_plan(wanted, 4 * cores)
+        plan = make_plan(wanted, cores)
         todo = [find_run(i, scale) for b in plan for i in b["runs"]]
         (path := root()/"runs"/scale/"plan.json").write_text(json.dumps(plan))
         for n in names or FIGURES:   # the graph looks at the executed notebook; without its figures that counts for nothing
