@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import pandas as pd
 
-# %% ../nbs/12_experiments.ipynb #223d0cff
+# %% ../nbs/12_experiments.ipynb #c57067f1
 _SETTINGS = {             # smoke          demo
     "data":                ("digits",       "digits"),
     "uvit":                ("smoke",        "digits-uvit"),  # presets, see `models.presets`
@@ -37,7 +37,7 @@ _SETTINGS = {             # smoke          demo
     "extractor":           ("digits-cnn",   "digits-cnn"),
     "n_samples":           (24,             512),
     "sampler":             ("dpm-solver",   "dpm-solver"),
-    "sampler_steps":       (4,              20),
+    "sampler_steps":       (4,              16),
     "seeds":               ((0,),           (0, 1, 2)),
 }
 SCALES = ("smoke", "demo")
@@ -145,7 +145,7 @@ def make_run(scale:str, # see SCALES
     common = dict(method=method, start=dense.id, teacher=dense.id, steps=s["steps"] if kind else 0, points=points, pattern=pattern if sparse else "", **{k: s[k] for k in ("batch_size", "lr", "warmup", "ema")})
     return replace(dense, **{**common, **own, **changes})
 
-# %% ../nbs/12_experiments.ipynb #b9bff8ac
+# %% ../nbs/12_experiments.ipynb #47e5a37e
 NINE = ("31:32", "15:16", "7:8", "3:4", "2:4", "1:4", "1:8", "1:16", "1:32")
 LAMBDA_W = (2e-5, 2e-4, 2e-3, 2e-2, 2e-1)                  # decades around the released value
 UPDATE_LAMBDA_W = (2e-4, 2e-1, 2e1)                        # decoupled: multiplied by the learning rate, so larger
@@ -170,11 +170,12 @@ def _experiments(scale, seed):
     yield "x_start", [run(m, **c, **l) for c in start for m, l in (("ste", {}), ("improved", {}), ("ours", dict(lambda_w=0.)), ("ours", {}))]
     yield "x_lambda_w", [run("ste"), *(run("improved", **({} if w == 2e-4 else dict(lambda_w=w))) for w in LAMBDA_W), *(run("improved", lambda_w=w, decay="update") for w in UPDATE_LAMBDA_W),
                          *(run("improved", lambda_w=2e-2, decay="backward", loss_scale=k) for k in (1., *LOSS_SCALES))]
-    yield "x_transfer", [run("improved"), *(run("ours", **({} if (a, b) == (.1, 1.) else dict(lambda_teacher=a, lambda_noise=b))) for a, b in LAMBDAS), run("improved", train_on="teacher"), run("ours", train_on="both")]
+    yield "x_transfer", [run("improved"), *(run("ours", **({} if (a, b) == (.1, 1.) else dict(lambda_teacher=a, lambda_noise=b))) for a, b in LAMBDAS), run("improved", train_on="teacher"), run("ours", train_on="both"),
+                         *(run(m, p) for p in ("1:8", "1:32") for m in ("improved", "ours"))]
     yield "x_one_shot", [run(m) for m in ("dense", *ONE_SHOT)]
     yield "x_flips", [run(m, p) for m in ("ste", "improved", "ours") for p in ("2:4",)] + [run("improved", lambda_w=w) for w in (2e-2, 2e-1)] + [run("ste", p) for p in ("3:4", "1:4", "1:8")]
     yield "x_timesteps", [run(m) for m in ("dense", "dense-ft", "untrained", "asp-ft", "ste", "ours")] + [run("ours", p) for p in ("1:4", "1:8", "1:32")]
-    yield "x_metrics", [run(m) for m in (*TABLE2, "half", "wanda", "sparsegpt")]
+    yield "x_metrics", [run(m) for m in (*TABLE2, "half", "wanda", "sparsegpt")] + [run(m, backbone="unet") for m in TABLE2]
 
 def runs_of(scale:str, # see SCALES
     name:str="" # of a notebook in nbs/paper; "": all, by importance
