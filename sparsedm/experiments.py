@@ -48,7 +48,10 @@ def scale_settings(scale:str # "smoke", "demo", …
     if scale not in SCALES: raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
     return {k: v[SCALES.index(scale)] for k, v in _SETTINGS.items()}
 
-# %% ../nbs/12_experiments.ipynb #a0a1fb41
+# %% ../nbs/12_experiments.ipynb #75f56205
+_MEASURING = ("points", "extractor", "n_samples", "sampler", "sampler_steps")
+def _hash(fields): return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
 @dataclass(frozen=True)
 class Run:
     "One experiment, completely: equal fields, equal result (on the same machine)."
@@ -92,7 +95,12 @@ class Run:
     @property
     def id(self):
         "The name and a hash of all fields."
-        return f"{self.name}-{hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]}"
+        return f"{self.name}-{_hash(asdict(self))}"
+
+    @property
+    def weights_id(self):
+        "The name and a hash of the fields that determine the trained weights: those of measuring are left out."
+        return f"{self.name}-{_hash({k: v for k, v in asdict(self).items() if k not in _MEASURING})}"
 
 # %% ../nbs/12_experiments.ipynb #4fd26c4f
 _STE, _IMPROVED, _SHOT = dict(estimator="ste"), dict(estimator="improved"), dict(estimator="fixed")
@@ -406,13 +414,13 @@ def ensure(runs:list, # the runs whose records are needed
         run_graph(runs[0].scale, runs=missing)
     return read_records(runs)
 
-# %% ../nbs/12_experiments.ipynb #30eac056
+# %% ../nbs/12_experiments.ipynb #8a058dc8
 def load_start(run:Run # any run with a dense model
     ): # the dense model, on the CPU, in eval mode
     "The dense model a run starts from (or, started at random, learns from)."
     from sparsedm import training
     dense = find_run(run.start or run.teacher, run.scale)
-    return training.load_model(model_path(dense), run=dense.id)
+    return training.load_model(model_path(dense), run=dense.weights_id)
 
 def _samples(model, run, n):
     "n uint8 images; image k of seed s starts from noise seed s·10⁶ + k, for every method."
@@ -476,7 +484,7 @@ def _plain(model):
     from sparsedm import ste
     return ste.bake_(copy.deepcopy(model)).eval() if ste.sparse_layers(model) else model.eval()
 
-# %% ../nbs/12_experiments.ipynb #e8005852
+# %% ../nbs/12_experiments.ipynb #e40cf743
 def _prune(run, model):
     "Make the dense model what training starts from."
     from sparsedm import data, ste
@@ -495,7 +503,7 @@ def execute_training(run:Run, # what to do
     from sparsedm import diffusion, models, training, transfer
     began, folder, pretrain = time.perf_counter(), run_folder(run), METHODS[run.method][1] == "pretrain"
     if pretrain and model_path(run).is_file():
-        model = training.load_model(model_path(run), run=run.id)
+        model = training.load_model(model_path(run), run=run.weights_id)
         return model, [], {"flips": [], "curve": []}, 0.
     torch.manual_seed(run.seed)
     model, losses, watch = _prune(run, load_start(run) if run.start else models.build_model(run.model)), [], _watch(run, folder/"along.json")
@@ -511,7 +519,7 @@ def execute_training(run:Run, # what to do
             watch(*args)
         model, log = training.train(model, _training_images(run), cfg, folder, loss_fn, on_step=on_step, progress=progress)
         losses = log.loss.tolist()
-    training.save_model(model, folder/"model.safetensors", run=run.id)
+    training.save_model(model, folder/"model.safetensors", run=run.weights_id)
     (folder/"checkpoint.safetensors").unlink(missing_ok=True)   # four times the size, and of no more use
     return model.eval(), losses, watch.seen, time.perf_counter() - began
 
