@@ -26,6 +26,7 @@ def papermill(repo, notebook, *parameters):
 
 
 def files(repo): return {p: p.stat().st_mtime_ns for d in ("data/records", "figures") for p in (repo/d).rglob("*") if p.is_file()}
+def records(repo): return {p for p in files(repo) if "records" in p.parts}
 def record(repo, run): return repo/"data"/"records"/"smoke"/f"{run.id}.json"
 
 
@@ -63,14 +64,14 @@ def test_a_run_without_its_start_names_the_file_and_a_batch_goes_on(repo):
 
 def test_killed_graph_then_finished_then_idle(repo):
     "SIGKILL in the middle, start again: the rest is made, nothing twice, and a third start does nothing."
-    was_there = set(files(repo))
+    was_there = records(repo)
     graph = subprocess.Popen([sys.executable, "-m", "sparsedm.experiments", "smoke"], cwd=repo, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while len(set(files(repo)) - was_there) < 5 and graph.poll() is None and time.monotonic() < deadline: time.sleep(.1)
+    while len(records(repo) - was_there) < 5 and graph.poll() is None and time.monotonic() < deadline: time.sleep(.1)
     assert graph.poll() is None, "it ended before it could be killed"
     os.killpg(graph.pid, signal.SIGKILL); graph.wait()
     time.sleep(2)   # kernels notice that their parent is gone
-    made = {p: p.read_bytes() for p in files(repo)}   # its seconds would differ if a run were done again
+    made = {p: p.read_bytes() for p in records(repo)}   # its seconds would differ if a run were done again
     assert 5 <= len(made) < len(runs_of("smoke")) and all(json.loads(b)["metrics"]["n_samples"] for b in made.values())   # whole or not there
 
     done = call(repo, "sparsedm.experiments", "smoke")
