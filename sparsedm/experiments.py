@@ -10,8 +10,8 @@ __all__ = ['SCALES', 'METHODS', 'NINE', 'LAMBDA_W', 'UPDATE_LAMBDA_W', 'LOSS_SCA
            'runs_needed', 'ensure', 'load_start', 'load_samples', 'execute_training', 'loss_by_time',
            'execute_evaluation', 'do_run']
 
-# %% ../nbs/12_experiments.ipynb #32308b27
-import hashlib, json, math, os, platform, re, subprocess, sys, time
+# %% ../nbs/12_experiments.ipynb #ecae7ca8
+import contextlib, hashlib, json, math, os, platform, re, subprocess, sys, time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import pandas as pd
@@ -241,14 +241,14 @@ def figure_folder(scale:str)->Path:
     scale_settings(scale); folder = root()/"figures"/scale
     folder.mkdir(parents=True, exist_ok=True); return folder
 
-# %% ../nbs/12_experiments.ipynb #7f7b0e42
+# %% ../nbs/12_experiments.ipynb #903c323b
 def check_parameters(namespace:dict, # `globals()` of the notebook, right after the parameters
     **types # known parameter = its type, or a tuple of allowed values
     ):
     "Refuse unknown parameters and values of the wrong type; does nothing when a notebook is re-run in a live kernel."
-    if namespace.get("_parameters_checked"): return
-    ignore = {"In", "Out", "exit", "quit", "get_ipython", "open", "check_parameters"}
-    for k in [k for k in namespace if not k.startswith("_") and not k.isupper() and k not in ignore and not callable(namespace[k])]:
+    if namespace.get("__parameters_checked"): return
+    ignore = {"In", "Out", "exit", "quit", "get_ipython", "open", "check_parameters"} | {k for k in namespace if k.isupper() and namespace[k] is globals().get(k)}   # constants imported from here
+    for k in [k for k in namespace if not re.fullmatch(r"_(__.*|_.*|i*|i?\d+|ih|oh|dh|exit_code)", k) and k not in ignore and not callable(namespace[k])]:   # what IPython defines itself
         if k not in types: raise ValueError(f"unknown parameter {k!r}; this notebook has: {', '.join(types)}")
     for k, want in types.items():
         v = namespace[k]
@@ -256,11 +256,13 @@ def check_parameters(namespace:dict, # `globals()` of the notebook, right after 
             if v not in want: raise ValueError(f"{k} must be one of {', '.join(map(str, want))}; got {v!r}")
         elif not isinstance(v, want) or (isinstance(v, bool) and want is not bool):
             raise ValueError(f"{k} must be {want.__name__}; got {v!r} ({type(v).__name__})")
-    namespace["_parameters_checked"] = True
+    namespace["__parameters_checked"] = True
 
-# %% ../nbs/12_experiments.ipynb #cf1ae062
+# %% ../nbs/12_experiments.ipynb #5b761ec7
 _NEEDED = {"metrics": ("fid", "kid", "precision", "recall", "fid_floor", "n_samples", "n_reference"), "macs": ("dense", "paper", "code", "attention", "attention_code"), "seconds": ("train", "evaluate")}
+_SERIES = ("loss", "loss_by_t", "flips", "curve")
 
+def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) or v is None   # None is reported as not finite
 def _not_finite(value, name):
     "Names of the non-finite numbers inside a nested value."
     if isinstance(value, dict): return [b for k, v in value.items() for b in _not_finite(v, f"{name}.{k}" if name else k)]
@@ -271,14 +273,20 @@ def check_record(record:dict, # a record
     where="record" # its file, for the message
     ):
     "Refuse a record with missing, non-numeric or non-finite values, by name."
-    missing = [k for k in (*_NEEDED, "loss", "loss_by_t", "flips", "curve") if k not in record]
+    missing = [k for k in ("params", "kept", *_NEEDED, *_SERIES) if k not in record]
     missing += [f"{part}.{k}" for part, keys in _NEEDED.items() if part in record for k in keys if k not in record[part]]
     if "extractor" not in record.get("metrics", {}): missing.append("metrics.extractor")
     if missing: raise ValueError(f"{where}: missing {', '.join(missing)}")
-    if text := [f"{part}.{k}" for part, keys in _NEEDED.items() for k in keys if isinstance(record[part][k], (str, bool))]: raise ValueError(f"{where}: not a number: {', '.join(text)}")
+    numbers = {k: record[k] for k in ("params", "kept")} | {f"{part}.{k}": record[part][k] for part, keys in _NEEDED.items() for k in keys}
+    numbers |= {f"metrics.{k}": v for k, v in record["metrics"].items() if k in ("dense_mse", "dense_n", "kid_std", "metric_seed")}
+    if text := [k for k, v in numbers.items() if not _is_number(v)]: raise ValueError(f"{where}: not a number: {', '.join(text)}")
+    if not isinstance(record["metrics"]["extractor"], str): raise ValueError(f"{where}: not a name: metrics.extractor")
+    shape = dict(loss=_is_number, loss_by_t=_is_number, flips=lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)), curve=lambda v: isinstance(v, dict) and _is_number(v.get("step", "")) and _is_number(v.get("fid", "")))
+    if wrong := [k for k in _SERIES if not isinstance(record[k], list) or not all(map(shape[k], record[k]))]: raise ValueError(f"{where}: not a list as it should be: {', '.join(wrong)}")
     if bad := _not_finite({k: v for k, v in record.items() if k != "environment"}, ""): raise ValueError(f"{where}: not finite: {', '.join(bad[:5])}")
+    if low := [k for k, v in numbers.items() if v < 0 and not k.startswith("metrics.kid")]: raise ValueError(f"{where}: below zero: {', '.join(low)}")
 
-# %% ../nbs/12_experiments.ipynb #accb99d5
+# %% ../nbs/12_experiments.ipynb #5aee4843
 def environment()->dict: # what the numbers were computed with
     "Versions, device and commit for a record."
     from importlib.metadata import version
@@ -313,7 +321,7 @@ def read_records(runs:list # the runs wanted
         path = record_path(r)
         try: record = json.loads(path.read_text())
         except ValueError as e: raise ValueError(f"{path} is not valid JSON ({e}); delete it to run it again") from None
-        if not isinstance(record, dict) or record.get("run") != asdict(r): raise ValueError(f"{path} is not the record of {r.id}; delete it to run it again")
+        if not isinstance(record, dict) or record.get("run") != asdict(r) or record.get("id") != r.id: raise ValueError(f"{path} is not the record of {r.id}; delete it to run it again")
         check_record(record, path)
         records.append(record)
     return records
@@ -349,14 +357,15 @@ def make_plan(runs:list, # by importance; those with a record are left out
     names = [f"{i:02d}-{hashlib.sha256(' '.join(r.id for r in c).encode()).hexdigest()[:8]}" for i, (c, _) in enumerate(parts)]
     return [dict(name=n, scale=c[0].scale, runs=[r.id for r in c], after=[m for m, (_, a) in zip(names, parts) if after and not a]) for n, (c, after) in zip(names, parts)]
 
-# %% ../nbs/12_experiments.ipynb #690a28a5
+# %% ../nbs/12_experiments.ipynb #5ed9c375
 def _follow(process, what, runs):
     "Show a bar of records and Snakemake jobs; returns what Snakemake said besides progress."
     import threading
     from tqdm import tqdm
     said, jobs = [], [0]
     def listen():
-        for line in process.stdout:
+        with contextlib.suppress(ValueError):   # closed by an interrupt
+          for line in process.stdout:
             if m := re.search(r"^(\d+) of (\d+) steps", line): jobs[0] = int(m[1])
             elif not re.match(r"\s*$|\[\w{3} \w{3}|Finished job|Select jobs|Execute \d|Trying to restart|Elapsed time|Complete log|Assuming|host:", line): said.append(line)
     listener = threading.Thread(target=listen, daemon=True); listener.start()
@@ -384,13 +393,19 @@ def run_graph(scale:str, # see SCALES
         wanted = runs if runs is not None else list({r.id: r for n in names or FIGURES for r in runs_needed(scale, n)}.values())
         plan = make_plan(wanted, cores)
         todo = [find_run(i, scale) for b in plan for i in b["runs"]]
-        (path := root()/"runs"/scale/"plan.json").write_text(json.dumps(plan))
-        for n in names or FIGURES:   # the graph looks at the executed notebook; without its figures that counts for nothing
-            if not all((figure_folder(scale)/f).is_file() for f in files_of(n)): (root()/"runs"/scale/f"{n}.ipynb").unlink(missing_ok=True)
+        (path := root()/"runs"/scale/("dry-run.json" if dry_run else "plan.json")).write_text(json.dumps(plan))
+        folder, lacking = root()/"runs"/scale, {r.id for r in todo}
+        stale = [folder/"batches"/f"{b['name']}.ipynb" for b in plan]   # executed before, and its records are gone
+        # the graph looks at executed notebooks; one without its figures, or whose records are missing, counts for nothing
+        if runs is None: stale += [folder/f"{n}.ipynb" for n in names or FIGURES if lacking & {r.id for r in runs_needed(scale, n)} or not all((root()/"figures"/scale/f).is_file() for f in files_of(n))]
+        force = []
+        for f in stale:
+            if dry_run and f.is_file(): force.append(str(f.relative_to(root())))
+            elif not dry_run: f.unlink(missing_ok=True)
         targets = [f"runs/{scale}/batches/{b['name']}.ipynb" for b in plan] if runs is not None else [f"runs/{scale}/{n}.ipynb" for n in names or FIGURES]
         if dry_run and todo: print(f"{len(todo)} records are missing, such as {todo[0].id}")
         command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--nolock", "--rerun-incomplete", "--keep-going", "--rerun-triggers", "mtime",
-                   *(["--dry-run"] if dry_run else ["--quiet", "rules"]), "--config", f"scale={scale}", f"plan={path.relative_to(root())}", "--", *targets]
+                   *(["--dry-run"] if dry_run else ["--quiet", "rules"]), *(["--forcerun", *force] if force else []), "--config", f"scale={scale}", f"plan={path.relative_to(root())}", "--", *targets]
         # the child inherits the lock: it stays held as long as jobs may be running
         with subprocess.Popen(command, cwd=root(), pass_fds=[lock.fileno()], stdout=None if dry_run else subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             said = "" if dry_run else _follow(process, scale, todo)
@@ -399,9 +414,10 @@ def run_graph(scale:str, # see SCALES
         why = "\n".join(f"- {r.id}: {(why_missing(r) or 'was not reached').splitlines()[-1]}" for r in failed[:10])
         raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed; run again to retry them\n{why}\n{said}")
     if process.returncode: raise RuntimeError(f"a job failed; run again to retry what is missing\n{said}")
+    if not dry_run: read_records(wanted)   # a damaged one is named even if all figures are up to date
 
 def runs_needed(scale, name):
-    "`runs_of`, also for notebooks without runs of their own: table3 times GPUs, claims reads everything."
+    "`runs_of`, also for notebooks without runs of their own: table3 reads timings of GPUs, claims reads everything."
     return runs_of(scale) if name == "claims" else [] if name == "table3" else runs_of(scale, name)
 
 def ensure(runs:list, # the runs whose records are needed

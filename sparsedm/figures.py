@@ -25,7 +25,7 @@ def style():
         "lines.linewidth": 1.3, "lines.markersize": 6, "lines.markeredgewidth": .6, "legend.frameon": False, "hatch.linewidth": .5,
         "image.interpolation": "nearest", "pdf.fonttype": 42})
 
-# %% ../nbs/13_figures.ipynb #8bc059e5
+# %% ../nbs/13_figures.ipynb #2e38a57e
 HUES = dict(black="#000000", orange="#E69F00", sky="#56B4E9", green="#009E73", blue="#0072B2", vermilion="#D55E00", purple="#CC79A7", grey="#5C5C5C")   # Okabe–Ito, and a grey
 
 _LOOKS = {  # method: (hue, marker, line); a tuple is (points, 1: star or 0: polygon, turned by)
@@ -36,10 +36,10 @@ _LOOKS = {  # method: (hue, marker, line); a tuple is (points, 1: star or 0: pol
     "asp-ft":               ("orange",    "^",         "--"),
     "asp-perm":             ("orange",    "<",         ":"),
     "asp-perm-ft":          ("orange",    ">",         "-."),
-    "wanda":                ("purple",    (4, 1, 0),   ":"),
-    "wanda-ft":             ("purple",    (3, 1, 0),   "--"),
-    "sparsegpt":            ("purple",    (4, 1, 45),  ":"),
-    "sparsegpt-ft":         ("purple",    (3, 1, 180), "-."),
+    "wanda":                ("purple",    r"$\mathbf{w}$", ":"),
+    "wanda-ft":             ("purple",    r"$\mathbf{W}$", "--"),
+    "sparsegpt":            ("purple",    r"$\mathbf{g}$", ":"),
+    "sparsegpt-ft":         ("purple",    r"$\mathbf{G}$", "-."),
     "fixed":                ("purple",    "h",         "-"),
     "ste":                  ("sky",       "s",         "--"),
     "progressive":          ("sky",       "8",         "-."),

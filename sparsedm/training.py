@@ -57,7 +57,7 @@ def atomic_write(path, # final name; its folder is created
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/06_training.ipynb #63bb2b62
+# %% ../nbs/06_training.ipynb #5071a8e1
 def _save_tensors(path, tensors, meta):
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     atomic_write(path, lambda tmp: save_file(tensors, str(tmp), {"format": "sparsedm", **{k: json.dumps(v) for k, v in meta.items()}}))
@@ -68,7 +68,7 @@ def _load_tensors(path):
     if not path.is_file(): raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         with safe_open(str(path), "pt") as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except SafetensorError as e: raise ValueError(f"{path} is damaged or not a safetensors file ({e}); delete it to start over") from None
+    except SafetensorError as e: raise ValueError(f"{path} is damaged or not a safetensors file ({e}); restore it, or delete it to have it made again") from None
     if meta.get("format") != "sparsedm": raise ValueError(f"{path} is a safetensors file, but sparsedm did not write it")
     return tensors, {k: json.loads(v) for k, v in meta.items() if k != "format"}
 

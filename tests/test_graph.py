@@ -85,6 +85,28 @@ def test_killed_graph_then_finished_then_idle(repo):
     assert files(repo) == after
 
 
+def test_a_deleted_record_is_made_again_and_a_dry_run_changes_nothing(repo):
+    "Twice the same one, with every figure up to date: its batch has been executed before."
+    gone, others = record(repo, find_run("wanda-uvit-2of4-s0", "smoke")), records(repo)
+    for _ in range(2):
+        gone.unlink()
+        before = {p: p.stat().st_mtime_ns for p in (repo/"runs").rglob("*.ipynb")}
+        dry = call(repo, "sparsedm.experiments", "smoke", "--dry-run")
+        assert dry.returncode == 0 and "1 records are missing" in dry.stdout and "batch" in dry.stdout, dry.stdout[-2000:]
+        assert {p: p.stat().st_mtime_ns for p in (repo/"runs").rglob("*.ipynb")} == before and not gone.exists()
+        done = call(repo, "sparsedm.experiments", "smoke", "--only", "x_one_shot")
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert records(repo) == others
+
+
+def test_a_damaged_record_is_named_though_all_is_up_to_date(repo):
+    bad = record(repo, find_run("wanda-uvit-2of4-s0", "smoke")); good, at = bad.read_bytes(), bad.stat()
+    bad.write_bytes(good[:200]); os.utime(bad, ns=(at.st_atime_ns, at.st_mtime_ns))
+    done = call(repo, "sparsedm.experiments", "smoke", "--only", "x_one_shot")
+    bad.write_bytes(good); os.utime(bad, ns=(at.st_atime_ns, at.st_mtime_ns))
+    assert done.returncode != 0 and f"{bad} is not valid JSON" in done.stderr
+
+
 def test_paper_notebook_alone_makes_what_is_missing(repo):
     "Papermill on the notebook, with one record gone: that run is made again, and the table is written."
     gone = record(repo, make_run("smoke", "untrained"))
