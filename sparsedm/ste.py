@@ -6,23 +6,23 @@
 __all__ = ['ESTIMATORS', 'DECAYS', 'LAYERS', 'NMSparse', 'sparse_layers', 'add_masked_decay_', 'sparsify_', 'sparsity_report',
            'bake_']
 
-# %% ../nbs/01_ste.ipynb #72922652
+# %% ../nbs/01_ste.ipynb #2f9c25b4
 import math, warnings, weakref
 import pandas as pd
 import torch
 from torch import nn, Tensor
 from torch.nn.utils import parametrize
-from .masking import nm_mask, parse_pattern, why_dense
+from .masking import _kernels, nm_mask, nm_weight, parse_pattern, why_dense
 
-# %% ../nbs/01_ste.ipynb #776f091a
+# %% ../nbs/01_ste.ipynb #ebe1e19b
 class _StraightThrough(torch.autograd.Function):
     "W̃ = W ⊙ mask forward; identity backward, so dL/dW := g(W̃) (Eq. 6)."
     @staticmethod
-    def forward(ctx, w, mask): return torch.where(mask, w, 0.)
+    def forward(ctx, w, pattern): return nm_weight(w, pattern)
     @staticmethod
     def backward(ctx, grad): return grad, None
 
-# %% ../nbs/01_ste.ipynb #28f5a33a
+# %% ../nbs/01_ste.ipynb #3c64ee88
 ESTIMATORS = ("ste", "improved", "fixed")
 
 class NMSparse(nn.Module):
@@ -48,7 +48,7 @@ class NMSparse(nn.Module):
         if self.estimator == "fixed": return torch.where(self.mask, w, 0.)
         if self.lambda_w and self.training and not self.decay_attached and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             warnings.warn("improved STE: λ_W acts in the optimizer; call add_masked_decay_(optimizer, model)", stacklevel=2)
-        return _StraightThrough.apply(w, nm_mask(w, self.pattern))
+        return _StraightThrough.apply(w, self.pattern)
 
     def extra_repr(self): return f'"{self.pattern}", "{self.estimator}"' + (f", lambda_w={self.lambda_w}" if self.lambda_w else "")
 
@@ -68,8 +68,18 @@ def _decaying(model):
     pairs = {id(m.parametrizations.weight.original): (m.parametrizations.weight.original, _sparsity(m)) for m in sparse_layers(model).values()}
     return [(w, s) for w, s in pairs.values() if s.lambda_w]
 
-# %% ../nbs/01_ste.ipynb #9b496ee7
+# %% ../nbs/01_ste.ipynb #e183d736
 DECAYS = ("gradient", "update", "backward")
+
+def _pruned(w, pattern):
+    "W − W̃."
+    return torch.where(nm_mask(w.detach(), pattern), 0., w.detach())
+
+def _decay_(target, w, pattern, amount, scale=None):
+    "target += amount · scale · (W − W̃), on a GPU in one pass."
+    n, m = parse_pattern(pattern)
+    if n < m and (kernels := _kernels(w, m, target)): kernels.masked_decay_(target, w, n, m, amount, scale)
+    else: target.add_(_pruned(w, pattern) if scale is None else _pruned(w, pattern) * scale, alpha=amount)
 
 def add_masked_decay_(optimizer:torch.optim.Optimizer, # any torch optimizer (or one prepared by accelerate)
     model:nn.Module, # the model whose improved-STE weights it trains
@@ -83,9 +93,8 @@ def add_masked_decay_(optimizer:torch.optim.Optimizer, # any torch optimizer (or
     if not pairs and _decaying(model): raise ValueError("the optimizer holds none of the model's improved-STE weights")
     if any(s.decay_attached and s._decay[1]() is optimizer for _, s in pairs): raise ValueError("this optimizer applies λ_W to the model already; a second call would double it")
     for _, s in pairs: s._decay = id(s), weakref.ref(optimizer)
-    pruned = lambda w, s: torch.where(nm_mask(w.detach(), s.pattern), 0., w.detach())   # W − W̃
     if at == "backward":
-        for w, s in pairs: w.register_hook(lambda grad, w=w, s=s: grad + s.lambda_w * pruned(w, s))
+        for w, s in pairs: w.register_hook(lambda grad, w=w, s=s: grad + s.lambda_w * _pruned(w, s.pattern))
         return
 
     @torch.no_grad()
@@ -94,8 +103,8 @@ def add_masked_decay_(optimizer:torch.optim.Optimizer, # any torch optimizer (or
         if found_inf is not None and found_inf.item(): return                                   # GradScaler skips this step
         for w, s in pairs:
             if w.grad is None: continue
-            if at == "update": w.sub_(pruned(w, s), alpha=float(owned[id(w)]["lr"]) * s.lambda_w)
-            else: w.grad.add_(pruned(w, s) if scale is None else pruned(w, s) * scale.to(w.device), alpha=s.lambda_w)
+            if at == "update": _decay_(w, w, s.pattern, -float(owned[id(w)]["lr"]) * s.lambda_w)
+            else: _decay_(w.grad, w, s.pattern, s.lambda_w, None if scale is None else scale.to(w.device))
     optimizer.register_step_pre_hook(before_step)
 
 # %% ../nbs/01_ste.ipynb #318766fc
