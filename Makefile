@@ -1,5 +1,6 @@
 # make reproduce   every table and figure at demo scale (SCALE=… for another), in its own environment
 # make test        nbdev_test on the notebooks, then pytest
+# make gpu-bench   on a CUDA GPU: checks the kernels, times masks and sampling, writes data/records/speed (under 9 minutes; again: goes on)
 # make check       export and clean leave no difference (run before a commit)
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -10,13 +11,21 @@ export CUDA_DEVICE_ORDER = PCI_BUS_ID
 export PYTHONHASHSEED = 0
 export TQDM_MININTERVAL = 5
 
-.PHONY: reproduce test check readme lock clean
+MINUTES ?= 5
+
+.PHONY: reproduce test gpu-bench check readme lock clean
 
 reproduce: $(VENV)/ready
 	@$(BIN)/python -m sparsedm.experiments $(SCALE)
 
 test: $(VENV)/ready
 	@$(BIN)/python tests/run.py
+
+gpu-bench: $(VENV)/ready
+	@$(BIN)/python -c "from sparsedm.sampling import probe; print(probe())"
+	@$(BIN)/python -m pytest -q -rs -k gpu tests/test_kernels.py tests/test_sampling.py
+	@mkdir -p runs/speed && $(BIN)/papermill --log-level WARNING nbs/runs/speed.ipynb runs/speed/speed.ipynb -p minutes $(MINUTES)
+	@$(BIN)/papermill --log-level WARNING nbs/bench/masking.ipynb runs/speed/masking.ipynb
 
 check: $(VENV)/ready
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(MAKE) --no-print-directory readme && git diff --exit-code -- nbs sparsedm README.md

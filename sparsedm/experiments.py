@@ -6,8 +6,8 @@
 __all__ = ['SCALES', 'METHODS', 'NINE', 'LAMBDA_W', 'UPDATE_LAMBDA_W', 'LOSS_SCALES', 'LAMBDAS', 'TABLE2', 'ONE_SHOT', 'RATIOS',
            'FIGURES', 'PAPER', 'TIMES', 'scale_settings', 'Run', 'make_run', 'runs_of', 'find_run', 'files_of', 'root',
            'record_path', 'run_folder', 'kept_path', 'model_path', 'figure_folder', 'check_parameters', 'check_record',
-           'environment', 'write_record', 'why_missing', 'read_records', 'frame', 'make_plan', 'run_graph',
-           'runs_needed', 'ensure', 'load_start', 'load_samples', 'execute_training', 'loss_by_time',
+           'environment', 'write_record', 'why_missing', 'read_records', 'speed_records', 'frame', 'make_plan',
+           'run_graph', 'runs_needed', 'ensure', 'load_start', 'load_samples', 'execute_training', 'loss_by_time',
            'execute_evaluation', 'do_run']
 
 # %% ../nbs/12_experiments.ipynb #ecae7ca8
@@ -153,7 +153,7 @@ def make_run(scale:str, # see SCALES
     common = dict(method=method, start=dense.id, teacher=dense.id, steps=s["steps"] if kind else 0, points=points, pattern=pattern if sparse else "", **{k: s[k] for k in ("batch_size", "lr", "warmup", "ema")})
     return replace(dense, **{**common, **own, **changes})
 
-# %% ../nbs/12_experiments.ipynb #47e5a37e
+# %% ../nbs/12_experiments.ipynb #3685d788
 NINE = ("31:32", "15:16", "7:8", "3:4", "2:4", "1:4", "1:8", "1:16", "1:32")
 LAMBDA_W = (2e-5, 2e-4, 2e-3, 2e-2, 2e-1)                  # decades around the released value
 UPDATE_LAMBDA_W = (2e-4, 2e-1, 2e1)                        # decoupled: multiplied by the learning rate, so larger
@@ -208,7 +208,7 @@ def find_run(text:str, # id or name of a run of the tables, such as "ours-uvit-2
 
 FIGURES = {  # notebook in nbs/paper: what it writes to figures/<scale>
     "table1": "md csv png pdf", "table2": "md csv png pdf", "table3": "md csv png pdf", "fig1": "png pdf", "fig2": "png pdf", "fig3": "png pdf csv", "fig4": "png pdf", "fig5": "png pdf",
-    **{x: "png pdf csv" for x in ("x_start", "x_lambda_w", "x_transfer", "x_one_shot", "x_flips", "x_timesteps", "x_metrics")}, "claims": "md csv",
+    **{x: "png pdf csv" for x in ("x_start", "x_lambda_w", "x_transfer", "x_one_shot", "x_flips", "x_timesteps", "x_metrics")}, "x_speed": "md csv png pdf", "claims": "md csv",
 }
 def files_of(name): return [f"{name}.{ext}" for ext in FIGURES[name].split()]   # in figures/<scale>
 
@@ -286,7 +286,7 @@ def check_record(record:dict, # a record
     if bad := _not_finite({k: v for k, v in record.items() if k != "environment"}, ""): raise ValueError(f"{where}: not finite: {', '.join(bad[:5])}")
     if low := [k for k, v in numbers.items() if v < 0 and not k.startswith("metrics.kid")]: raise ValueError(f"{where}: below zero: {', '.join(low)}")
 
-# %% ../nbs/12_experiments.ipynb #5aee4843
+# %% ../nbs/12_experiments.ipynb #d091f73a
 def environment()->dict: # what the numbers were computed with
     "Versions, device and commit for a record."
     from importlib.metadata import version
@@ -326,6 +326,20 @@ def read_records(runs:list # the runs wanted
         records.append(record)
     return records
 
+def speed_records(folder="data/records/speed" # below the root
+    )->list: # one record per GPU: device, backend, environment, peak, cells; empty if no GPU was timed
+    "The timings that `runs/speed` wrote; `ValueError` names the file and what is missing or wrong in it."
+    records = []
+    for path in sorted((root()/folder).glob("*.json")):
+        try: r = json.loads(path.read_text())
+        except ValueError as e: raise ValueError(f"{path} is not valid JSON ({e})") from None
+        if missing := [k for k in ("device", "backend", "environment", "peak", "cells") if k not in r]: raise ValueError(f"{path}: missing {', '.join(missing)}")
+        for c in r["cells"]:
+            wrong = [k for k in ("dense_s", *(("all_sparse_s", "chosen_s") if c.get("kind") != "conv" else ("sparse_s",))) if not (_is_number(c.get(k, "")) and (c[k] or 0) > 0)]
+            if c.get("kind") not in ("grid", "model", "conv") or wrong: raise ValueError(f"{path}: {', '.join(wrong) or 'kind'} of the cell {dict(list(c.items())[:4])} must be {'a number above 0' if wrong else 'grid, model or conv'}")
+        records.append(r)
+    return records
+
 def frame(records:list # as `read_records` returns them
     )->pd.DataFrame: # a row per record: fields of the run, metrics, macs_*, seconds_*, params, kept, and the lists loss, loss_by_t, flips, curve
     "Records as a table."
@@ -357,7 +371,7 @@ def make_plan(runs:list, # by importance; those with a record are left out
     names = [f"{i:02d}-{hashlib.sha256(' '.join(r.id for r in c).encode()).hexdigest()[:8]}" for i, (c, _) in enumerate(parts)]
     return [dict(name=n, scale=c[0].scale, runs=[r.id for r in c], after=[m for m, (_, a) in zip(names, parts) if after and not a]) for n, (c, after) in zip(names, parts)]
 
-# %% ../nbs/12_experiments.ipynb #5ed9c375
+# %% ../nbs/12_experiments.ipynb #54c7c874
 def _follow(process, what, runs):
     "Show a bar of records and Snakemake jobs; returns what Snakemake said besides progress."
     import threading
@@ -417,8 +431,8 @@ def run_graph(scale:str, # see SCALES
     if not dry_run: read_records(wanted)   # a damaged one is named even if all figures are up to date
 
 def runs_needed(scale, name):
-    "`runs_of`, also for notebooks without runs of their own: table3 reads timings of GPUs, claims reads everything."
-    return runs_of(scale) if name == "claims" else [] if name == "table3" else runs_of(scale, name)
+    "`runs_of`, also for notebooks without runs of their own: table3 and x_speed read timings of GPUs, claims reads everything."
+    return runs_of(scale) if name == "claims" else [] if name in ("table3", "x_speed") else runs_of(scale, name)
 
 def ensure(runs:list, # the runs whose records are needed
     build:bool=True, # False: only read, and name what is missing
