@@ -2,7 +2,7 @@
 # A run is done only when its record is missing: changing a notebook that draws never trains again.
 import json, sys
 from pathlib import Path
-from sparsedm.experiments import FIGURES, make_plan, record_path, runs_needed, runs_of, scale_settings
+from sparsedm.experiments import figures_of, make_plan, record_path, runs_needed, runs_of, scale_settings
 
 SCALE = config.get("scale", "demo")
 scale_settings(SCALE)  # an unknown scale stops here, with the known names
@@ -14,10 +14,10 @@ EXECUTED = "runs/{scale}/batches/{name}.ipynb"
 PAPERMILL = f"OMP_NUM_THREADS={{threads}} {sys.executable} -m papermill --log-level WARNING --no-progress-bar"
 
 wildcard_constraints:
-    scale=r"[a-z0-9]+",
+    scale=r"[a-z0-9-]+",
 
 rule all:
-    input: [f"runs/{SCALE}/{name}.ipynb" for name in FIGURES]
+    input: [f"runs/{SCALE}/{name}.ipynb" for name in figures_of(SCALE)]
 
 # A batch succeeds when each of its runs has a record or an error.txt: a run that fails stops neither its batch nor the figures without it.
 rule batch:
@@ -37,7 +37,7 @@ def records(name):
     return [record_path(r) for r in needed if r.id not in BATCH_OF and record_path(r).is_file()] + [EXECUTED.format(scale=SCALE, name=b) for b in sorted(batches)]
 
 # Their figures and tables are side effects: Snakemake deletes what a rule is about to make, and a figure must not vanish because a run failed.
-for name in FIGURES:
+for name in figures_of(SCALE):
     rule:
         name: name
         input: f"nbs/paper/{name}.ipynb", records(name)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'METHODS', 'NINE', 'LAMBDA_W', 'UPDATE_LAMBDA_W', 'LOSS_SCALES', 'LAMBDAS', 'TABLE2', 'ONE_SHOT', 'RATIOS',
-           'FIGURES', 'PAPER', 'TIMES', 'scale_settings', 'Run', 'make_run', 'runs_of', 'find_run', 'files_of', 'root',
-           'record_path', 'run_folder', 'kept_path', 'model_path', 'figure_folder', 'check_parameters', 'check_record',
-           'environment', 'write_record', 'why_missing', 'read_records', 'speed_records', 'frame', 'make_plan',
-           'run_graph', 'runs_needed', 'ensure', 'load_start', 'load_samples', 'execute_training', 'loss_by_time',
-           'execute_evaluation', 'do_run']
+           'FIGURES', 'PAPER', 'TIMES', 'scale_settings', 'Run', 'make_run', 'runs_of', 'find_run', 'figures_of',
+           'files_of', 'root', 'record_path', 'run_folder', 'kept_path', 'model_path', 'figure_folder',
+           'check_parameters', 'check_record', 'environment', 'write_record', 'why_missing', 'read_records',
+           'speed_records', 'frame', 'make_plan', 'run_graph', 'runs_needed', 'ensure', 'load_start', 'load_samples',
+           'execute_training', 'loss_by_time', 'execute_evaluation', 'do_run', 'TimeIsUp', 'drive']
 
 # %% ../nbs/12_experiments.ipynb #ecae7ca8
 import contextlib, hashlib, json, math, os, platform, re, subprocess, sys, time
@@ -16,31 +16,34 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import pandas as pd
 
-# %% ../nbs/12_experiments.ipynb #c57067f1
-_SETTINGS = {             # smoke          demo
-    "data":                ("digits",       "digits"),
-    "uvit":                ("smoke",        "digits-uvit"),  # presets, see `models.presets`
-    "unet":                ("digits-unet",  "digits-unet"),
-    "half":                ("smoke-half",   "digits-half"),
-    "uvit_steps":          (20,             16_000),         # steps of the dense model
-    "unet_steps":          (6,              10_000),
-    "pretrain_batch":      (16,             64),
-    "pretrain_lr":         (2e-3,           2e-3),
-    "pretrain_warmup":     (10,             100),
-    "pretrain_ema":        (.9,             .999),
-    "steps":               (6,              120),            # steps of everything that starts from it
-    "batch_size":          (8,              32),
-    "lr":                  (1e-3,           1e-3),
-    "warmup":              (2,              20),
-    "ema":                 (.5,             .95),
-    "points":              (2,              4),              # evaluations along a learning curve
-    "extractor":           ("digits-cnn",   "digits-cnn"),
-    "n_samples":           (24,             512),
-    "sampler":             ("dpm-solver",   "dpm-solver"),
-    "sampler_steps":       (4,              16),
-    "seeds":               ((0,),           (0, 1, 2)),
+# %% ../nbs/12_experiments.ipynb #fc6ab9bb
+_SETTINGS = {             # smoke          demo            cifar-cpu             cifar
+    "data":                ("digits",       "digits",       "cifar10",            "cifar10"),
+    "uvit":                ("smoke",        "digits-uvit",  "cifar-uvit-tiny",    "cifar-uvit"),  # presets, see `models.presets`
+    "unet":                ("digits-unet",  "digits-unet",  "",                   "cifar-unet"),
+    "half":                ("smoke-half",   "digits-half",  "",                   "cifar-half"),
+    "uvit_steps":          (20,             16_000,         5_000,                40_000),        # steps of the dense model
+    "unet_steps":          (6,              10_000,         0,                    40_000),
+    "pretrain_batch":      (16,             64,             64,                   256),
+    "pretrain_lr":         (2e-3,           2e-3,           1e-3,                 5e-4),
+    "pretrain_warmup":     (10,             100,            300,                  1_000),
+    "pretrain_ema":        (.9,             .999,           .999,                 .9995),
+    "steps":               (6,              120,            300,                  2_000),         # steps of everything that starts from it
+    "batch_size":          (8,              32,             64,                   256),
+    "lr":                  (1e-3,           1e-3,           3e-4,                 2e-4),
+    "warmup":              (2,              20,             30,                   100),
+    "ema":                 (.5,             .95,            .98,                  .998),
+    "points":              (2,              4,              0,                    4),             # evaluations along a learning curve
+    "extractor":           ("digits-cnn",   "digits-cnn",   "efficientnet-lite0", "efficientnet-lite0"),
+    "n_samples":           (24,             512,            2_000,                10_000),
+    "sampler":             ("dpm-solver",   "dpm-solver",   "dpm-solver",         "dpm-solver"),
+    "sampler_steps":       (4,              16,             16,                   50),
+    "seeds":               ((0,),           (0, 1, 2),      (0,),                 (0, 1, 2)),
+    "one_start":           (False,          False,          True,                 True),          # one dense model for all seeds
+    "figures":             ((),             (),             ("table2",),          ()),            # only these; (): all
+    "first_seed_only":     ((),             (),             (),                   ("fig3", "x_start", "x_lambda_w", "x_transfer", "x_one_shot", "x_flips", "x_timesteps")),   # curves and sweeps: one seed
 }
-SCALES = ("smoke", "demo")
+SCALES = ("smoke", "demo", "cifar-cpu", "cifar")
 
 def scale_settings(scale:str # "smoke", "demo", …
     )->dict: # setting → value
@@ -102,7 +105,7 @@ class Run:
         "The name and a hash of the fields that determine the trained weights: those of measuring are left out."
         return f"{self.name}-{_hash({k: v for k, v in asdict(self).items() if k not in _MEASURING})}"
 
-# %% ../nbs/12_experiments.ipynb #4fd26c4f
+# %% ../nbs/12_experiments.ipynb #955cb204
 _STE, _IMPROVED, _SHOT = dict(estimator="ste"), dict(estimator="improved"), dict(estimator="fixed")
 METHODS = {  # name: (label in tables, kind, changes); kinds: "pretrain" from scratch, "train" from the dense model, "" not trained
     "dense":                ("No pruning",                                    "pretrain", {}),
@@ -141,19 +144,22 @@ def make_run(scale:str, # see SCALES
     if method not in METHODS: raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     if backbone not in ("uvit", "unet"): raise ValueError(f"backbone must be uvit or unet; got {backbone!r}")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**23: raise ValueError(f"seed must be a whole number from 0 to {2**23 - 1}; got {seed!r}")
-    dense = Run(scale, "dense", backbone, seed, s["data"], s[backbone], steps=s[f"{backbone}_steps"], batch_size=s["pretrain_batch"], lr=s["pretrain_lr"], warmup=s["pretrain_warmup"],
+    if not s[backbone]: raise ValueError(f"scale {scale} has no {backbone}")
+    one = s["one_start"] and seed != s["seeds"][0]
+    dense = Run(scale, "dense", backbone, s["seeds"][0] if one else seed, s["data"], s[backbone], steps=s[f"{backbone}_steps"], batch_size=s["pretrain_batch"], lr=s["pretrain_lr"], warmup=s["pretrain_warmup"],
                 ema=s["pretrain_ema"], **{k: s[k] for k in ("extractor", "n_samples", "sampler", "sampler_steps")})
-    if method == "dense": return dense
+    if method == "dense": return replace(dense, seed=seed, start=dense.id, steps=0) if one else dense   # the one dense model, sampled anew
     _, kind, own = METHODS[method]
     if method.startswith("half"):
         if backbone != "uvit": raise ValueError("the half-size network is a U-ViT; the paper has no half-size UNet")
-        return replace(dense, method=method, model=s["half"], steps=dense.steps if kind else 0)
+        half = replace(dense, method=method, model=s["half"], steps=dense.steps if kind else 0)
+        return half if not one else replace(half, seed=seed, **(dict(start=half.id, steps=0) if kind else {}))
     sparse = own.get("estimator") or own.get("one_shot")
     points = s["points"] if method in _CURVES and pattern == "2:4" and not changes else 0
-    common = dict(method=method, start=dense.id, teacher=dense.id, steps=s["steps"] if kind else 0, points=points, pattern=pattern if sparse else "", **{k: s[k] for k in ("batch_size", "lr", "warmup", "ema")})
+    common = dict(method=method, seed=seed, start=dense.id, teacher=dense.id, steps=s["steps"] if kind else 0, points=points, pattern=pattern if sparse else "", **{k: s[k] for k in ("batch_size", "lr", "warmup", "ema")})
     return replace(dense, **{**common, **own, **changes})
 
-# %% ../nbs/12_experiments.ipynb #3685d788
+# %% ../nbs/12_experiments.ipynb #2c711d6b
 NINE = ("31:32", "15:16", "7:8", "3:4", "2:4", "1:4", "1:8", "1:16", "1:32")
 LAMBDA_W = (2e-5, 2e-4, 2e-3, 2e-2, 2e-1)                  # decades around the released value
 UPDATE_LAMBDA_W = (2e-4, 2e-1, 2e1)                        # decoupled: multiplied by the learning rate, so larger
@@ -167,8 +173,11 @@ def _experiments(scale, seed):
     "(name, runs of one seed) of every table and figure."
     def run(method, pattern="2:4", backbone="uvit", **changes): return make_run(scale, method, seed, backbone, pattern, **changes)
     start = [dict(start="") if random else {} for random in (False, True)]
-    yield "table1", [run(m) for m in ("dense", "half", "half-random", "asp", "asp-ft")]
-    yield "table2", [run(m, backbone=b) for b in ("uvit", "unet") for m in TABLE2]
+    s = scale_settings(scale)
+    nets = [b for b in ("uvit", "unet") if s[b]]
+    if s["half"]: yield "table1", [run(m) for m in ("dense", "half", "half-random", "asp", "asp-ft")]
+    yield "table2", [run(m, backbone=b) for b in nets for m in TABLE2]
+    if s["figures"] == ("table2",): return
     if seed == scale_settings(scale)["seeds"][0]:   # drawn from one model
         for name in ("fig1", "fig4", "fig5"): yield name, [run("ours")]
         yield "fig2", [run(m) for m in ("dense", "untrained", "asp-ft", "ste", "improved", "ours", "diff-pruning", "half")]
@@ -193,6 +202,7 @@ def runs_of(scale:str, # see SCALES
     for seed in scale_settings(scale)["seeds"]:
         for n, runs in _experiments(scale, seed):
             names.append(n)
+            if n in scale_settings(scale)["first_seed_only"] and seed != scale_settings(scale)["seeds"][0]: continue
             if name in ("", n): found.update((r.id, (list(dict.fromkeys(names)).index(n), r)) for r in runs if r.id not in found)
     if name and name not in names: raise ValueError(f"unknown table or figure {name!r}; known: {', '.join(dict.fromkeys(names))}")
     return [r for _, r in sorted(found.values(), key=lambda x: (x[0], x[1].seed))]
@@ -210,6 +220,7 @@ FIGURES = {  # notebook in nbs/paper: what it writes to figures/<scale>
     "table1": "md csv png pdf", "table2": "md csv png pdf", "table3": "md csv png pdf", "fig1": "png pdf", "fig2": "png pdf", "fig3": "png pdf csv", "fig4": "png pdf", "fig5": "png pdf",
     **{x: "png pdf csv" for x in ("x_start", "x_lambda_w", "x_transfer", "x_one_shot", "x_flips", "x_timesteps", "x_metrics")}, "x_speed": "md csv png pdf", "claims": "md csv",
 }
+def figures_of(scale): return scale_settings(scale)["figures"] or tuple(FIGURES)   # that a scale makes
 def files_of(name): return [f"{name}.{ext}" for ext in FIGURES[name].split()]   # in figures/<scale>
 
 # %% ../nbs/12_experiments.ipynb #8ac538ef
@@ -222,7 +233,7 @@ PAPER = pd.DataFrame([(backbone, data, method, fid, macs) for backbone, data, ro
     ("unet", "CelebA 64",   [("dense", 2.94, 9.44), ("diff-pruning", 11.19, 4.75), ("asp", 441.52, 4.91), ("ste", 3.66, 4.87), ("ours", 3.04, 4.87)]),
 ] for method, fid, macs in rows], columns=["backbone", "data", "method", "fid", "macs"])
 
-# %% ../nbs/12_experiments.ipynb #2d015fbb
+# %% ../nbs/12_experiments.ipynb #ea3e1276
 def root()->Path: # folder that holds Snakefile and settings.ini
     "The root of the checkout."
     if given := os.environ.get("SPARSEDM_ROOT"): return Path(given)
@@ -234,14 +245,15 @@ def root()->Path: # folder that holds Snakefile and settings.ini
 def record_path(run:Run)->Path: return root()/"data"/"records"/run.scale/f"{run.id}.json"
 def run_folder(run:Run)->Path: return root()/"runs"/run.scale/run.id       # models and samples, git-ignored
 def kept_path(run:Run)->Path: return root()/"data"/"checkpoints"/f"{run.scale}-{run.model}-s{run.seed}.safetensors"   # of a pretrained model
+def _pretrained(run): return METHODS[run.method][1] == "pretrain" and not run.start   # trained from scratch, as others' start
 def model_path(run:Run)->Path: # where the trained model is: kept with the repository, or in runs/
-    return kept_path(run) if METHODS[run.method][1] == "pretrain" and kept_path(run).is_file() else run_folder(run)/"model.safetensors"
+    return kept_path(run) if _pretrained(run) and kept_path(run).is_file() else run_folder(run)/"model.safetensors"
 def figure_folder(scale:str)->Path:
     "figures/<scale>, created."
     scale_settings(scale); folder = root()/"figures"/scale
     folder.mkdir(parents=True, exist_ok=True); return folder
 
-# %% ../nbs/12_experiments.ipynb #903c323b
+# %% ../nbs/12_experiments.ipynb #d843ab91
 def check_parameters(namespace:dict, # `globals()` of the notebook, right after the parameters
     **types # known parameter = its type, or a tuple of allowed values
     ):
@@ -252,6 +264,7 @@ def check_parameters(namespace:dict, # `globals()` of the notebook, right after 
         if k not in types: raise ValueError(f"unknown parameter {k!r}; this notebook has: {', '.join(types)}")
     for k, want in types.items():
         v = namespace[k]
+        if want is float and isinstance(v, int) and not isinstance(v, bool): v = namespace[k] = float(v)   # papermill reads `5` as a whole number
         if isinstance(want, tuple):
             if v not in want: raise ValueError(f"{k} must be one of {', '.join(map(str, want))}; got {v!r}")
         elif not isinstance(v, want) or (isinstance(v, bool) and want is not bool):
@@ -346,10 +359,10 @@ def frame(records:list # as `read_records` returns them
     return pd.DataFrame([dict(id=r["id"], **r["run"], **{k: v for k, v in r["metrics"].items() if k not in r["run"]}, **{f"{part}_{k}": v for part in ("macs", "seconds") for k, v in r[part].items()},
                               **{k: r[k] for k in ("params", "kept", "loss", "loss_by_t", "flips", "curve")}) for r in records])
 
-# %% ../nbs/12_experiments.ipynb #f9bca9cd
+# %% ../nbs/12_experiments.ipynb #472a3a47
 def _work(run):
     "Rough cost in training steps of the U-ViT at batch 32, of which evaluating is a part."
-    train = 0 if METHODS[run.method][1] == "pretrain" and model_path(run).is_file() else run.steps * run.batch_size / 32 * (1.3 if run.lambda_teacher else 1.)
+    train = 0 if _pretrained(run) and model_path(run).is_file() else run.steps * run.batch_size / 32 * (1.3 if run.lambda_teacher else 1.)
     return (1.6 if run.backbone == "unet" else 1.) * (train + (run.n_samples * (1 + run.points / 2) * run.sampler_steps / 3 + 2000) / 64)
 
 def _deal(runs, fewest, most):
@@ -366,12 +379,12 @@ def make_plan(runs:list, # by importance; those with a record are left out
     starts = {s for r in todo for s in (r.start, r.teacher) if s}
     known = {r.id: r for scale in {r.scale for r in todo} for r in runs_of(scale)}
     todo = [r for i, r in known.items() if i in starts and r not in todo and not model_path(r).is_file()] + todo
-    first = [r for r in todo if METHODS[r.method][1] == "pretrain" and not model_path(r).is_file()]
+    first = [r for r in todo if _pretrained(r) and not model_path(r).is_file()]
     parts = [*((c, ()) for c in _deal(first, 1, len(first))), *((c, first) for c in _deal([r for r in todo if r not in first], cores, 4 * cores))]
     names = [f"{i:02d}-{hashlib.sha256(' '.join(r.id for r in c).encode()).hexdigest()[:8]}" for i, (c, _) in enumerate(parts)]
     return [dict(name=n, scale=c[0].scale, runs=[r.id for r in c], after=[m for m, (_, a) in zip(names, parts) if after and not a]) for n, (c, after) in zip(names, parts)]
 
-# %% ../nbs/12_experiments.ipynb #54c7c874
+# %% ../nbs/12_experiments.ipynb #8647e140
 def _follow(process, what, runs):
     "Show a bar of records and Snakemake jobs; returns what Snakemake said besides progress."
     import threading
@@ -389,34 +402,38 @@ def _follow(process, what, runs):
             bar.set_postfix_str(f"{jobs[0]} jobs done", refresh=False); bar.update(sum(record_path(r).is_file() for r in runs) - bar.n)
     return "".join(said[-200:])
 
+def _gpus():
+    import torch
+    return torch.cuda.device_count()
+
 def run_graph(scale:str, # see SCALES
     names=(), # tables and figures to make; all if empty
     runs=None, # instead: only these runs, no figures
-    cores:int=0, # jobs at a time, one thread each; 0: one per core
+    cores:int=0, # jobs at a time, one thread each; 0: one per GPU where the images are worth one, else one per core
     dry_run:bool=False, # only say what would run, and why
     ):
     "Run the Snakefile; `RuntimeError` that names the runs that failed (the others still finish)."
     scale_settings(scale)
-    if unknown := set(names) - set(FIGURES): raise ValueError(f"unknown table or figure {sorted(unknown)[0]!r}; known: {', '.join(FIGURES)}")
+    if unknown := set(names) - set(figures_of(scale)): raise ValueError(f"unknown table or figure {sorted(unknown)[0]!r}; scale {scale} has: {', '.join(figures_of(scale))}")
     import fcntl   # here, so that the module imports on any system
     (root()/"runs"/scale).mkdir(parents=True, exist_ok=True)
-    cores = cores or os.cpu_count()
+    cores = cores or (_gpus() if scale_settings(scale)["data"] != "digits" else 0) or os.cpu_count()
     with open(root()/"runs"/".lock", "w") as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: print("waiting for another sparsedm run to finish", flush=True); fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = runs if runs is not None else list({r.id: r for n in names or FIGURES for r in runs_needed(scale, n)}.values())
+        wanted = runs if runs is not None else list({r.id: r for n in names or figures_of(scale) for r in runs_needed(scale, n)}.values())
         plan = make_plan(wanted, cores)
         todo = [find_run(i, scale) for b in plan for i in b["runs"]]
         (path := root()/"runs"/scale/("dry-run.json" if dry_run else "plan.json")).write_text(json.dumps(plan))
         folder, lacking = root()/"runs"/scale, {r.id for r in todo}
         stale = [folder/"batches"/f"{b['name']}.ipynb" for b in plan]   # executed before, and its records are gone
         # the graph looks at executed notebooks; one without its figures, or whose records are missing, counts for nothing
-        if runs is None: stale += [folder/f"{n}.ipynb" for n in names or FIGURES if lacking & {r.id for r in runs_needed(scale, n)} or not all((root()/"figures"/scale/f).is_file() for f in files_of(n))]
+        if runs is None: stale += [folder/f"{n}.ipynb" for n in names or figures_of(scale) if lacking & {r.id for r in runs_needed(scale, n)} or not all((root()/"figures"/scale/f).is_file() for f in files_of(n))]
         force = []
         for f in stale:
             if dry_run and f.is_file(): force.append(str(f.relative_to(root())))
             elif not dry_run: f.unlink(missing_ok=True)
-        targets = [f"runs/{scale}/batches/{b['name']}.ipynb" for b in plan] if runs is not None else [f"runs/{scale}/{n}.ipynb" for n in names or FIGURES]
+        targets = [f"runs/{scale}/batches/{b['name']}.ipynb" for b in plan] if runs is not None else [f"runs/{scale}/{n}.ipynb" for n in names or figures_of(scale)]
         if dry_run and todo: print(f"{len(todo)} records are missing, such as {todo[0].id}")
         command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--nolock", "--rerun-incomplete", "--keep-going", "--rerun-triggers", "mtime",
                    *(["--dry-run"] if dry_run else ["--quiet", "rules"]), *(["--forcerun", *force] if force else []), "--config", f"scale={scale}", f"plan={path.relative_to(root())}", "--", *targets]
@@ -444,20 +461,35 @@ def ensure(runs:list, # the runs whose records are needed
         run_graph(runs[0].scale, runs=missing)
     return read_records(runs)
 
-# %% ../nbs/12_experiments.ipynb #8a058dc8
+# %% ../nbs/12_experiments.ipynb #337fc7b3
 def load_start(run:Run # any run with a dense model
     ): # the dense model, on the CPU, in eval mode
     "The dense model a run starts from (or, started at random, learns from)."
     from sparsedm import training
     dense = find_run(run.start or run.teacher, run.scale)
-    return training.load_model(model_path(dense), run=dense.weights_id)
+    return training.load_model(model_path(dense), run=dense.weights_id).to(_device())
+
+def _device():
+    import torch
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 def _samples(model, run, n):
     "n uint8 images; image k of seed s starts from noise seed s·10⁶ + k, for every method."
     from sparsedm import data, diffusion
     shape = tuple(data.load_images(run.data).images.shape[1:])
     seeds = range(run.seed * 10**6, run.seed * 10**6 + n)
-    return diffusion.to_uint8(diffusion.sample(model, seeds, shape, run.sampler, run.sampler_steps)).cpu()
+    draw = lambda m, batch: diffusion.to_uint8(diffusion.sample(m, seeds, shape, run.sampler, run.sampler_steps, batch_size=batch))
+    return draw(model, 256) if _device() == "cpu" else _on_gpu(model, draw, n)
+
+def _on_gpu(model, draw, n, batch=2000):
+    "Sample in bf16, compiled, each step replayed as a CUDA graph; in smaller batches if memory is short."
+    import copy, torch
+    from sparsedm.sampling import Replay
+    while True:
+        try: return draw(Replay(copy.deepcopy(model).to("cuda", torch.bfloat16).eval(), min(batch, n), compile=n >= 1000), min(batch, n))
+        except torch.OutOfMemoryError:
+            if batch < 2: raise
+            torch.cuda.empty_cache(); batch //= 2; print(f"out of GPU memory: sampling {batch} images at a time", flush=True)
 
 def _cached(path, make):
     "A uint8 tensor from a file, made and written first if it is not there."
@@ -483,7 +515,7 @@ def _training_images(run):
     drawn = _cached(root()/"runs"/run.scale/run.teacher/"teacher-samples.safetensors", draw)
     return data.Images(drawn if run.train_on == "teacher" else torch.cat([real.images, drawn]), None, f"{run.data}, {run.train_on}", "train")
 
-# %% ../nbs/12_experiments.ipynb #03c69d3c
+# %% ../nbs/12_experiments.ipynb #43b6777f
 def _watch(run, path):
     "An `on_step` for `train` that fills {'flips': [[step, share]], 'curve': [{step, fid}]} in `path`."
     import copy
@@ -502,7 +534,7 @@ def _watch(run, path):
             before[:] = masks(model) if (step + 1) % every == 0 else []
         if step in points and not any(r["step"] == step for r in seen["curve"]):
             x = _samples(_plain(ema), run, run.n_samples // 2)
-            score = metrics.evaluate(x, data.load_images(run.data).images, run.extractor, ("fid",))
+            score = metrics.evaluate(x, data.load_images(run.data).images, run.extractor, ("fid",), device=_device())
             seen["curve"].append(dict(step=step, fid=score["fid"], n_samples=len(x)))
             training.atomic_write(path, lambda tmp: tmp.write_text(json.dumps(seen)))
     on_step.started, on_step.seen = False, seen
@@ -514,7 +546,7 @@ def _plain(model):
     from sparsedm import ste
     return ste.bake_(copy.deepcopy(model)).eval() if ste.sparse_layers(model) else model.eval()
 
-# %% ../nbs/12_experiments.ipynb #e40cf743
+# %% ../nbs/12_experiments.ipynb #33dac1b6
 def _prune(run, model):
     "Make the dense model what training starts from."
     from sparsedm import data, ste
@@ -527,18 +559,19 @@ def _prune(run, model):
 
 def execute_training(run:Run, # what to do
     progress:bool=True, # show a bar
+    deadline:float=math.inf, # see `do_run`
     ): # (EMA model, losses per step, {"flips", "curve"}, seconds)
     "Build or load the start, prune it, train it (resuming if it was interrupted) and save the model."
     import torch
     from sparsedm import diffusion, models, training, transfer
-    began, folder, pretrain = time.perf_counter(), run_folder(run), METHODS[run.method][1] == "pretrain"
+    began, folder, pretrain = time.perf_counter(), run_folder(run), _pretrained(run)
     if pretrain and model_path(run).is_file():
         model = training.load_model(model_path(run), run=run.weights_id)
         return model, [], {"flips": [], "curve": []}, 0.
     torch.manual_seed(run.seed)
     model, losses, watch = _prune(run, load_start(run) if run.start else models.build_model(run.model)), [], _watch(run, folder/"along.json")
     if run.steps:
-        cfg = training.TrainConfig(run.steps, run.batch_size, run.lr, run.warmup, run.weight_decay, ema=run.ema, seed=run.seed, decay=run.decay, loss_scale=run.loss_scale)
+        cfg = training.TrainConfig(run.steps, run.batch_size, run.lr, run.warmup, run.weight_decay, ema=run.ema, flip=run.data == "cifar10", seed=run.seed, compile=_device() == "cuda" and run.data != "digits", decay=run.decay, loss_scale=run.loss_scale)
         loss_fn = transfer.transfer_loss(load_start(run), run.lambda_teacher, run.lambda_noise) if run.lambda_teacher else diffusion.noise_loss
         switch = None
         if run.schedule:
@@ -547,6 +580,7 @@ def execute_training(run:Run, # what to do
         def on_step(*args):
             if switch: switch(*args)
             watch(*args)
+            if time.monotonic() > deadline: raise TimeIsUp(run.id)
         model, log = training.train(model, _training_images(run), cfg, folder, loss_fn, on_step=on_step, progress=progress)
         losses = log.loss.tolist()
     training.save_model(model, folder/"model.safetensors", run=run.weights_id)
@@ -560,27 +594,51 @@ def loss_by_time(model, run, n=128)->list: # noise-prediction loss at each of TI
     import torch
     from sparsedm import data, diffusion
     x0 = data.to_float(data.load_images(run.data).images[:n]); noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(): return [diffusion.noise_loss(model, x0, torch.full((len(x0),), t), noise).item() for t in TIMES]
+    x0, noise = x0.to(_device()), noise.to(_device())
+    with torch.no_grad(): return [diffusion.noise_loss(model, x0, torch.full((len(x0),), t, device=x0.device), noise).item() for t in TIMES]
 
 def execute_evaluation(run:Run, # what was done
     model, # its EMA model; baked here in a copy
     ): # (uint8 samples, metrics, MACs, loss at each of TIMES, seconds)
     "Sample, measure, compare with the dense model's images from the same noise, and count MACs."
     from sparsedm import data, metrics
-    began, images, plain = time.perf_counter(), data.load_images(run.data), _plain(model)
-    x = _samples(plain, run, run.n_samples)
-    scores = metrics.evaluate(x, images.images, run.extractor)
-    scores["fid_floor"] = metrics.evaluate(*(data.load_images(run.data, s).images for s in "ab"), run.extractor, ("fid",))["fid"]   # of real images against other real ones
+    began, images, plain = time.perf_counter(), data.load_images(run.data), _plain(model).to(_device())
+    x = _samples(plain, run, run.n_samples); drawn = time.perf_counter() - began
+    scores = metrics.evaluate(x, images.images, run.extractor, device=_device())
+    scores["fid_floor"] = _floor(run)
     scores["metric_seed"] = scores.pop("seed")   # of KID's subsets; the run has a seed of its own
     if run.teacher:
         n = min(256, run.n_samples)
         dense = _cached(root()/"runs"/run.scale/run.teacher/f"first-{n}.safetensors", lambda: _samples(load_start(run), run, n))
         scores |= dict(dense_mse=metrics.paired_distance(x[:n], dense)["mse"], dense_n=n)
-    return x, scores, metrics.macs_summary(model, (1, *images.images.shape[1:])), loss_by_time(plain, run), time.perf_counter() - began
+    return x, scores, metrics.macs_summary(model, (1, *images.images.shape[1:])), loss_by_time(plain, run), dict(evaluate=time.perf_counter() - began, sample=drawn)
 
-# %% ../nbs/12_experiments.ipynb #ce428e28
+def _floor(run):
+    "FID of real images against other real ones, kept per scale: its features take longer than a run's."
+    from sparsedm import metrics, training
+    path = root()/"runs"/run.scale/f"floor-{run.data}-{run.extractor}.json"
+    if not path.is_file():
+        fid = metrics.score_floor(run.data, extractor=run.extractor, metrics=("fid",), device=_device())["fid"]
+        training.atomic_write(path, lambda tmp: tmp.write_text(json.dumps(dict(fid=fid))))
+    return json.loads(path.read_text())["fid"]
+
+_PEAK = {}
+
+def _throughput(run, macs, losses, seconds):
+    "Images per second in training and sampling, and on a GPU the share of its measured bf16 matrix rate."
+    import statistics, torch
+    found = dict(sample_images_s=run.n_samples / seconds["sample"], **(dict(train_images_s=len(losses) * run.batch_size / seconds["train"]) if losses else {}))
+    if torch.cuda.is_available():
+        from sparsedm.sampling import cuda_times
+        if not _PEAK: a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16); _PEAK["tflops"] = 2 * 8192**3 / statistics.median(cuda_times({"matmul": lambda: a @ a})["matmul"]) / 1e12
+        found |= dict(gpu_tflops=_PEAK["tflops"], sample_share=2e9 * macs["attention"] * run.sampler_steps * found["sample_images_s"] / _PEAK["tflops"] / 1e12)
+        if losses: found["train_share"] = (6e9 + 2e9 * bool(run.lambda_teacher)) * macs["attention"] * found["train_images_s"] / _PEAK["tflops"] / 1e12
+    return found
+
+# %% ../nbs/12_experiments.ipynb #52e33b20
 def do_run(run:Run, # what to do
     progress:bool=False, # show a bar for its training
+    deadline:float=math.inf, # on the monotonic clock; its training stops there with `TimeIsUp`, to be resumed
     )->dict: # its record
     "Do a run, unless its record exists; an error is kept in `runs/<scale>/<id>/error.txt` and raised."
     import fcntl, traceback
@@ -590,27 +648,66 @@ def do_run(run:Run, # what to do
         fcntl.flock(lock, fcntl.LOCK_EX)
         if record_path(run).is_file(): return read_records([run])[0]
         try:
-            model, losses, along, train_seconds = execute_training(run, progress)
+            model, losses, along, train_seconds = execute_training(run, progress, deadline)
             x, scores, macs, by_time, seconds = execute_evaluation(run, model)
             (folder/"samples.safetensors").unlink(missing_ok=True); _cached(folder/"samples.safetensors", lambda: x[:256])
+            seconds |= dict(train=train_seconds)
             report, stride = ste.sparsity_report(model), max(len(losses) // 100, 1)
             curve = pd.Series(losses, dtype=float).rolling(stride).mean().tolist()[stride - 1::stride]
             write_record(run, label=METHODS[run.method][0], metrics=scores, macs=macs, loss=[round(v, 5) for v in curve], loss_stride=stride, loss_by_t=by_time, **along,
-                         params=int(report.params.sum()), kept=int(report.kept.sum()), seconds={"train": train_seconds, "evaluate": seconds})
+                         params=int(report.params.sum()), kept=int(report.kept.sum()), seconds=seconds, throughput=_throughput(run, macs, losses, seconds))
+        except TimeIsUp: raise
         except Exception as e:
             (folder/"error.txt").write_text(f"{traceback.format_exc()}\n{type(e).__name__}: {e}\n"); raise
         (folder/"error.txt").unlink(missing_ok=True)
     return read_records([run])[0]
 
-# %% ../nbs/12_experiments.ipynb #b8e72c17
+# %% ../nbs/12_experiments.ipynb #bbc90478
 def _pretrain(scale):
     "Train the dense and half-size models of a scale and keep them in data/checkpoints."
-    import shutil
-    for run in (r for r in runs_of(scale) if METHODS[r.method][1] == "pretrain"):
+    for run in (r for r in runs_of(scale) if _pretrained(r)):
         if kept_path(run).is_file(): print(f"{kept_path(run).name} is there; delete it to train it again"); continue
-        execute_training(run)
-        kept_path(run).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(shutil.copy(run_folder(run)/"model.safetensors", kept_path(run).with_suffix(".tmp")), kept_path(run))
+        execute_training(run); _keep(run)
+
+def _keep(run):
+    "Copy a pretrained model to data/checkpoints, in 16 bit if it would be over 16 MB."
+    import shutil
+    from sparsedm import training
+    own = run_folder(run)/"model.safetensors"
+    if own.stat().st_size > 16e6: training.save_model(training.load_model(own, run=run.weights_id).half(), kept_path(run), run=run.weights_id); return
+    training.atomic_write(kept_path(run), lambda tmp: shutil.copy(own, tmp))
+
+class TimeIsUp(Exception): "The budget of `drive` is spent."
+
+def drive(scale:str, # see SCALES
+    minutes:float=math.inf, # stop after this; what is begun goes on from its checkpoint next time
+    names=(), # of tables and figures whose runs to do; all if empty
+    )->list: # runs still to do
+    "Do the undone runs of a scale one after the other in this process, by importance: for one GPU, without paying any start-up twice."
+    import torch
+    from tqdm import tqdm
+    scale_settings(scale); deadline, cost = time.monotonic() + 60 * minutes, {}
+    wanted = list({r.id: r for n in names or figures_of(scale) for r in runs_needed(scale, n)}.values())
+    wanted = [r for r in runs_of(scale) if r in wanted]   # by importance
+    starts = {s for r in wanted if not record_path(r).is_file() for s in (r.start, r.teacher) if s}
+    todo = [r for r in runs_of(scale) if r.id in starts and not model_path(r).is_file()]   # dense models first
+    todo += [r for r in wanted if not record_path(r).is_file() and r not in todo]
+    failed, bar = [], tqdm(todo, desc=scale, unit="run")
+    for run in bar:
+        kind = (run.backbone, bool(run.steps), bool(run.points), _pretrained(run))
+        bar.set_postfix_str(run.name)
+        if time.monotonic() + cost.get(kind, 0.) > deadline: continue   # a cheaper kind may still fit
+        began = time.monotonic()
+        try: do_run(run, progress=_pretrained(run), deadline=deadline)
+        except TimeIsUp: break
+        except Exception as e: failed.append(run); tqdm.write(f"{run.id} failed: {type(e).__name__}: {e}")
+        else:
+            cost[kind] = time.monotonic() - began
+            if _pretrained(run) and not kept_path(run).is_file() and scale_settings(scale)["one_start"]: _keep(run)
+        if torch.cuda.is_available(): torch.cuda.empty_cache()
+    left = [r for r in wanted if not record_path(r).is_file()]
+    print(f"{len(wanted) - len(left)} of {len(wanted)} runs of scale {scale} have a record" + (f"; {len(failed)} failed" if failed else "") + (f"; next: {left[0].id}" if left else ""))
+    return left
 
 def _main():
     import argparse
@@ -619,9 +716,11 @@ def _main():
     p.add_argument("--only", nargs="+", default=(), choices=list(FIGURES), metavar="NAME", help=f"some of {', '.join(FIGURES)}")
     p.add_argument("--cores", type=int, default=0, help="jobs at a time, one thread each (default: one per core)")
     p.add_argument("--dry-run", action="store_true", help="say what would run, and why")
+    p.add_argument("--minutes", type=float, help="instead of the graph: do runs one after the other in this process, by importance, for so many minutes (for a GPU); no figures")
     p.add_argument("--pretrain", action="store_true", help="instead, train the dense models that everything starts from")
     a = p.parse_args()
-    try: _pretrain(a.scale) if a.pretrain else run_graph(a.scale, a.only, cores=a.cores, dry_run=a.dry_run)
+    if a.minutes is not None and not a.minutes > 0: p.error(f"--minutes must be above 0; got {a.minutes}")
+    try: _pretrain(a.scale) if a.pretrain else drive(a.scale, a.minutes, a.only) if a.minutes else run_graph(a.scale, a.only, cores=a.cores, dry_run=a.dry_run)
     except (RuntimeError, FileNotFoundError, ValueError) as e: sys.exit(f"sparsedm: {e}")
     except KeyboardInterrupt: sys.exit("sparsedm: interrupted; start again to go on")
 

@@ -213,7 +213,7 @@ class UNet(nn.Module):
         _check_images(self.config, x, timesteps)
         return self.unet(x, timesteps).sample
 
-# %% ../nbs/03_models.ipynb #3172f6ea
+# %% ../nbs/03_models.ipynb #4a071952
 _UVIT = "img_size patch_size in_chans embed_dim depth num_heads num_classes clip_dim conv paper_macs".split()
 _UVITS = {              # img p  C  D     depth heads classes clip conv   paper's dense MACs (G)
     "uvit-s-cifar10":     (32, 2, 3, 512,  12, 8,  -1,   0,   True,  11.34),
@@ -228,17 +228,21 @@ _UVITS = {              # img p  C  D     depth heads classes clip conv   paper'
     "uvit-h-imagenet256": (32, 2, 4, 1152, 28, 16, 1001, 0,   False, None),
     "uvit-l-imagenet512": (64, 4, 4, 1024, 20, 16, 1001, 0,   True,  None),
     "uvit-h-imagenet512": (64, 4, 4, 1152, 28, 16, 1001, 0,   False, None),
+    "cifar-uvit":         (32, 2, 3, 256,  8,  4,  -1,   0,   True,  None),
+    "cifar-half":         (32, 2, 3, 256,  4,  4,  -1,   0,   True,  None),
+    "cifar-uvit-tiny":    (32, 4, 3, 128,  4,  4,  -1,   0,   True,  None),
     "digits-uvit":        (8,  2, 1, 64,   4,  4,  -1,   0,   True,  None),
     "digits-half":        (8,  2, 1, 64,   2,  2,  -1,   0,   True,  None),
     "smoke":              (8,  2, 1, 32,   2,  4,  -1,   0,   True,  None),
     "smoke-half":         (8,  2, 1, 32,   1,  2,  -1,   0,   True,  None),
 }
 
-# %% ../nbs/03_models.ipynb #1d8ecf6b
+# %% ../nbs/03_models.ipynb #7bc2a94a
 _UNET = "img_size in_chans channels attention layers norm_groups paper_macs".split()
 _UNETS = {              # img C  channels                   attention at 16×16        layers groups MACs (G)
     "ddpm-cifar10":       (32, 3, (128, 256, 256, 256),      (0, 1, 0, 0),             2,     32,    9.44),
     "ddpm-celeba64":      (64, 3, (128, 256, 256, 256, 512), (0, 0, 1, 0, 0),          2,     32,    9.44),
+    "cifar-unet":         (32, 3, (64, 128, 128),            (0, 1, 0),                2,     32,    None),
     "digits-unet":        (8,  1, (32, 32),                  (0, 1),                   1,     8,     None),  # at 4×4
 }
 PRESETS = {name: {"kind": kind, **dict(zip(columns, row))}

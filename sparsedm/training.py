@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'atomic_write', 'save_model', 'load_model', 'train']
 
-# %% ../nbs/06_training.ipynb #75cced6b
-import copy, json, math, os, time
+# %% ../nbs/06_training.ipynb #959b4ced
+import copy, hashlib, json, math, os, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import pandas as pd
@@ -57,10 +57,17 @@ def atomic_write(path, # final name; its folder is created
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/06_training.ipynb #5071a8e1
+# %% ../nbs/06_training.ipynb #b908d3da
 def _save_tensors(path, tensors, meta):
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    meta = {"sha256": _checksum(tensors), **meta}
     atomic_write(path, lambda tmp: save_file(tensors, str(tmp), {"format": "sparsedm", **{k: json.dumps(v) for k, v in meta.items()}}))
+
+def _checksum(tensors):
+    "SHA-256 of names, types, shapes and bytes."
+    h = hashlib.sha256()
+    for k in sorted(tensors): h.update(f"{k} {tensors[k].dtype} {tuple(tensors[k].shape)}".encode()); h.update(tensors[k].contiguous().view(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
 
 def _load_tensors(path):
     "(tensors, metadata) of a file written by `_save_tensors`; a missing, truncated or foreign file is an error that names it."
@@ -70,7 +77,9 @@ def _load_tensors(path):
         with safe_open(str(path), "pt") as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except SafetensorError as e: raise ValueError(f"{path} is damaged or not a safetensors file ({e}); restore it, or delete it to have it made again") from None
     if meta.get("format") != "sparsedm": raise ValueError(f"{path} is a safetensors file, but sparsedm did not write it")
-    return tensors, {k: json.loads(v) for k, v in meta.items() if k != "format"}
+    meta = {k: json.loads(v) for k, v in meta.items() if k != "format"}
+    if (want := meta.pop("sha256", None)) and (got := _checksum(tensors)) != want: raise ValueError(f"{path} is damaged: its checksum is {got[:12]}…, it was written with {want[:12]}…; restore it, or delete it to have it made again")
+    return tensors, meta
 
 def _describe(model):
     "What rebuilds `model`: constructor arguments and sparse layers."
@@ -112,7 +121,7 @@ def load_model(path, # a file written by `save_model`
         parametrize.register_parametrization(m, "weight", NMSparse(m.weight, pattern, estimator, lambda_w), unsafe=True)
     return _load_state(model, state, path).eval()
 
-# %% ../nbs/06_training.ipynb #46afd4e0
+# %% ../nbs/06_training.ipynb #9a6a0509
 def _batch(images, cfg, step, rank=0, world=1, device="cpu"):
     "(x_0, t, noise) of one step: (B, C, H, W) in [-1, 1], (B,) in (0, 1), (B, C, H, W)."
     key = (cfg.seed << 40) + (step << 8)
@@ -121,6 +130,23 @@ def _batch(images, cfg, step, rank=0, world=1, device="cpu"):
     g = torch.Generator(device).manual_seed(key)
     t, noise = torch.rand(len(x0), generator=g, device=device), torch.randn(x0.shape, generator=g, device=device)
     return x0[rank::world], t[rank::world], noise[rank::world]
+
+def _backward(loss_fn, net, batch, micro, acc, scale):
+    "Loss of the batch, in parts of at most `micro` images, with gradients accumulated; halves `micro` while the GPU's memory does not suffice."
+    while True:
+        total, n = 0., len(batch[0])
+        try:
+            for i in range(0, n, micro):
+                part = [v[i:i + micro] for v in batch]
+                loss = loss_fn(net, *part) if micro >= n else loss_fn(net, *part) * (len(part[0]) / n)
+                acc.backward(loss * scale); total = total + loss.detach()
+            return total, micro
+        except torch.OutOfMemoryError:
+            if micro == 1: raise
+            for p in net.parameters(): p.grad = None
+            if torch.cuda.is_available(): torch.cuda.empty_cache()
+            micro = (min(micro, n) + 1) // 2
+            tqdm.write(f"out of GPU memory: {n} images go in parts of {micro} from here on; the result is the same up to rounding")
 
 def _learning_rate(cfg, step): return cfg.lr * min(1., (step + 1) / max(cfg.warmup, 1))
 
@@ -163,7 +189,7 @@ def _check_finite(losses, first, folder):
             kept = f"; the checkpoint in {folder} is from before" if folder else ""
             raise FloatingPointError(f"the loss is {l} at step {first + i}{kept}. Lower the learning rate or check the data")
 
-# %% ../nbs/06_training.ipynb #e725ddbf
+# %% ../nbs/06_training.ipynb #11babe71
 def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`, sparse or not
     images:Images, # training images
     cfg:TrainConfig, # the recipe
@@ -185,17 +211,17 @@ def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`,
     start, losses = _resume_or_start(folder, cfg, model, ema, optimizer, on_step)
     add_masked_decay_(optimizer, model, cfg.decay)
     net, opt = acc.prepare(torch.compile(model) if cfg.compile else model, optimizer)
-    pending, began = [], time.perf_counter()
+    pixels = images.images.to(acc.device) if images.images.nbytes < 2**32 else images   # a small data set lives on the GPU
+    pending, micro, began = [], cfg.batch_size, time.perf_counter()
     bar = tqdm(total=cfg.steps, initial=start, desc="train", unit="step", mininterval=2, disable=not (progress and acc.is_main_process))
     for step in range(start, cfg.steps):
-        x0, t, noise = _batch(images, cfg, step, acc.process_index, acc.num_processes, acc.device)
+        x0, t, noise = _batch(pixels, cfg, step, acc.process_index, acc.num_processes, acc.device)
         for group in optimizer.param_groups: group["lr"] = _learning_rate(cfg, step)
-        loss = loss_fn(net, x0, t, noise)
-        acc.backward(loss * cfg.loss_scale)
+        loss, micro = _backward(loss_fn, net, (x0, t, noise), micro, acc, cfg.loss_scale)
         if cfg.loss_scale != 1: torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], cfg.loss_scale)
         opt.step(); opt.zero_grad()
         ema.update_parameters(model); on_step(step + 1, model, ema.module)
-        pending.append(loss.detach()); bar.update()
+        pending.append(loss); bar.update()
         last, save = step + 1 == cfg.steps, folder and (step + 1) % save_every == 0
         if last or save or len(pending) == log_every:
             new = acc.reduce(torch.stack(pending).float(), "mean").tolist(); pending = []

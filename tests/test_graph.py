@@ -32,7 +32,7 @@ def record(repo, run): return repo/"data"/"records"/"smoke"/f"{run.id}.json"
 
 @pytest.mark.parametrize("notebook, parameters, message", [
     ("paper/table2", ["-p", "scal", "smoke"], "unknown parameter 'scal'; this notebook has: scale, build"),
-    ("paper/table2", ["-p", "scale", "huge"], "scale must be one of smoke, demo; got 'huge'"),
+    ("paper/table2", ["-p", "scale", "huge"], "scale must be one of smoke, demo, cifar-cpu, cifar; got 'huge'"),
     ("paper/fig2", ["-p", "scale", "smoke", "-p", "build", "False"], "records are missing"),
     ("paper/fig3", ["-p", "scale", "smoke", "-p", "panels", "xyz"], "panels must be letters from a to f; got 'xyz'"),
     ("runs/train", ["-p", "scale", "smoke", "-p", "runs", "magic"], "no run has the id or name 'magic'"),
