@@ -16,18 +16,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import pandas as pd
 
-# %% ../nbs/12_experiments.ipynb #fc6ab9bb
+# %% ../nbs/12_experiments.ipynb #eca30305
 _SETTINGS = {             # smoke          demo            cifar-cpu             cifar
     "data":                ("digits",       "digits",       "cifar10",            "cifar10"),
     "uvit":                ("smoke",        "digits-uvit",  "cifar-uvit-tiny",    "cifar-uvit"),  # presets, see `models.presets`
     "unet":                ("digits-unet",  "digits-unet",  "",                   "cifar-unet"),
     "half":                ("smoke-half",   "digits-half",  "",                   "cifar-half"),
-    "uvit_steps":          (20,             16_000,         5_000,                40_000),        # steps of the dense model
+    "uvit_steps":          (20,             16_000,         7_000,                40_000),        # steps of the dense model
     "unet_steps":          (6,              10_000,         0,                    40_000),
     "pretrain_batch":      (16,             64,             64,                   256),
     "pretrain_lr":         (2e-3,           2e-3,           1e-3,                 5e-4),
     "pretrain_warmup":     (10,             100,            300,                  1_000),
     "pretrain_ema":        (.9,             .999,           .999,                 .9995),
+    "pretrain_cooldown":   (0.,             0.,             .25,                  .2),            # last share of the steps, see `training.TrainConfig`
     "steps":               (6,              120,            300,                  2_000),         # steps of everything that starts from it
     "batch_size":          (8,              32,             64,                   256),
     "lr":                  (1e-3,           1e-3,           3e-4,                 2e-4),
@@ -51,8 +52,9 @@ def scale_settings(scale:str # "smoke", "demo", …
     if scale not in SCALES: raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
     return {k: v[SCALES.index(scale)] for k, v in _SETTINGS.items()}
 
-# %% ../nbs/12_experiments.ipynb #75f56205
+# %% ../nbs/12_experiments.ipynb #40ca7349
 _MEASURING = ("points", "extractor", "n_samples", "sampler", "sampler_steps")
+_ADDED = {"cooldown": 0.}   # fields that came later: at this value they leave ids as they were
 def _hash(fields): return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Run:
     lr:float = 2e-4             # AdamW
     warmup:int = 2500           # steps
     weight_decay:float = .03    # AdamW
+    cooldown:float = 0.         # see `training.TrainConfig`
     ema:float = .9999           # decay of the average that is evaluated
     points:int = 0              # evaluations along training
     extractor:str = "inception" # feature extractor of the metrics
@@ -98,14 +101,14 @@ class Run:
     @property
     def id(self):
         "The name and a hash of all fields."
-        return f"{self.name}-{_hash(asdict(self))}"
+        return f"{self.name}-{_hash({k: v for k, v in asdict(self).items() if _ADDED.get(k) != v})}"
 
     @property
     def weights_id(self):
         "The name and a hash of the fields that determine the trained weights: those of measuring are left out."
-        return f"{self.name}-{_hash({k: v for k, v in asdict(self).items() if k not in _MEASURING})}"
+        return f"{self.name}-{_hash({k: v for k, v in asdict(self).items() if k not in _MEASURING and _ADDED.get(k) != v})}"
 
-# %% ../nbs/12_experiments.ipynb #955cb204
+# %% ../nbs/12_experiments.ipynb #d0d0d317
 _STE, _IMPROVED, _SHOT = dict(estimator="ste"), dict(estimator="improved"), dict(estimator="fixed")
 METHODS = {  # name: (label in tables, kind, changes); kinds: "pretrain" from scratch, "train" from the dense model, "" not trained
     "dense":                ("No pruning",                                    "pretrain", {}),
@@ -147,7 +150,7 @@ def make_run(scale:str, # see SCALES
     if not s[backbone]: raise ValueError(f"scale {scale} has no {backbone}")
     one = s["one_start"] and seed != s["seeds"][0]
     dense = Run(scale, "dense", backbone, s["seeds"][0] if one else seed, s["data"], s[backbone], steps=s[f"{backbone}_steps"], batch_size=s["pretrain_batch"], lr=s["pretrain_lr"], warmup=s["pretrain_warmup"],
-                ema=s["pretrain_ema"], **{k: s[k] for k in ("extractor", "n_samples", "sampler", "sampler_steps")})
+                ema=s["pretrain_ema"], cooldown=s["pretrain_cooldown"], **{k: s[k] for k in ("extractor", "n_samples", "sampler", "sampler_steps")})
     if method == "dense": return replace(dense, seed=seed, start=dense.id, steps=0) if one else dense   # the one dense model, sampled anew
     _, kind, own = METHODS[method]
     if method.startswith("half"):
@@ -156,7 +159,7 @@ def make_run(scale:str, # see SCALES
         return half if not one else replace(half, seed=seed, **(dict(start=half.id, steps=0) if kind else {}))
     sparse = own.get("estimator") or own.get("one_shot")
     points = s["points"] if method in _CURVES and pattern == "2:4" and not changes else 0
-    common = dict(method=method, seed=seed, start=dense.id, teacher=dense.id, steps=s["steps"] if kind else 0, points=points, pattern=pattern if sparse else "", **{k: s[k] for k in ("batch_size", "lr", "warmup", "ema")})
+    common = dict(method=method, seed=seed, start=dense.id, teacher=dense.id, steps=s["steps"] if kind else 0, points=points, cooldown=0., pattern=pattern if sparse else "", **{k: s[k] for k in ("batch_size", "lr", "warmup", "ema")})
     return replace(dense, **{**common, **own, **changes})
 
 # %% ../nbs/12_experiments.ipynb #2c711d6b
@@ -299,7 +302,7 @@ def check_record(record:dict, # a record
     if bad := _not_finite({k: v for k, v in record.items() if k != "environment"}, ""): raise ValueError(f"{where}: not finite: {', '.join(bad[:5])}")
     if low := [k for k, v in numbers.items() if v < 0 and not k.startswith("metrics.kid")]: raise ValueError(f"{where}: below zero: {', '.join(low)}")
 
-# %% ../nbs/12_experiments.ipynb #d091f73a
+# %% ../nbs/12_experiments.ipynb #be67978f
 def environment()->dict: # what the numbers were computed with
     "Versions, device and commit for a record."
     from importlib.metadata import version
@@ -334,7 +337,7 @@ def read_records(runs:list # the runs wanted
         path = record_path(r)
         try: record = json.loads(path.read_text())
         except ValueError as e: raise ValueError(f"{path} is not valid JSON ({e}); delete it to run it again") from None
-        if not isinstance(record, dict) or record.get("run") != asdict(r) or record.get("id") != r.id: raise ValueError(f"{path} is not the record of {r.id}; delete it to run it again")
+        if not isinstance(record, dict) or {**_ADDED, **record.get("run", {})} != asdict(r) or record.get("id") != r.id: raise ValueError(f"{path} is not the record of {r.id}; delete it to run it again")
         check_record(record, path)
         records.append(record)
     return records
@@ -546,7 +549,7 @@ def _plain(model):
     from sparsedm import ste
     return ste.bake_(copy.deepcopy(model)).eval() if ste.sparse_layers(model) else model.eval()
 
-# %% ../nbs/12_experiments.ipynb #33dac1b6
+# %% ../nbs/12_experiments.ipynb #785e730f
 def _prune(run, model):
     "Make the dense model what training starts from."
     from sparsedm import data, ste
@@ -571,7 +574,7 @@ def execute_training(run:Run, # what to do
     torch.manual_seed(run.seed)
     model, losses, watch = _prune(run, load_start(run) if run.start else models.build_model(run.model)), [], _watch(run, folder/"along.json")
     if run.steps:
-        cfg = training.TrainConfig(run.steps, run.batch_size, run.lr, run.warmup, run.weight_decay, ema=run.ema, flip=run.data == "cifar10", seed=run.seed, compile=_device() == "cuda" and run.data != "digits", decay=run.decay, loss_scale=run.loss_scale)
+        cfg = training.TrainConfig(run.steps, run.batch_size, run.lr, run.warmup, run.weight_decay, ema=run.ema, cooldown=run.cooldown, flip=run.data == "cifar10", seed=run.seed, compile=_device() == "cuda" and run.data != "digits", decay=run.decay, loss_scale=run.loss_scale)
         loss_fn = transfer.transfer_loss(load_start(run), run.lambda_teacher, run.lambda_noise) if run.lambda_teacher else diffusion.noise_loss
         switch = None
         if run.schedule:

@@ -22,7 +22,7 @@ from .diffusion import noise_loss
 from .models import build_from_config
 from .ste import DECAYS, NMSparse, _sparsity, add_masked_decay_, sparse_layers
 
-# %% ../nbs/06_training.ipynb #5b6f0a1c
+# %% ../nbs/06_training.ipynb #d3e466f3
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train; with the model and the data it determines the result."
@@ -37,10 +37,11 @@ class TrainConfig:
     seed:int = 0                  # order of images, times and noise
     compile:bool = False          # torch.compile the model
     decay:str = "gradient"        # where λ_W of improved STE acts, see `ste.add_masked_decay_`
+    cooldown:float = 0.           # last share of the steps, over which the learning rate falls linearly to 0
     loss_scale:float = 1.         # multiplies the loss and divides the gradients; it changes nothing unless decay is "backward"
 
     def __post_init__(self):
-        for k, ok in dict(decay=self.decay in DECAYS, loss_scale=0 < self.loss_scale < math.inf, steps=self.steps >= 1, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf, warmup=self.warmup >= 0,
+        for k, ok in dict(decay=self.decay in DECAYS, loss_scale=0 < self.loss_scale < math.inf, cooldown=0 <= self.cooldown <= 1, steps=self.steps >= 1, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf, warmup=self.warmup >= 0,
                           weight_decay=0 <= self.weight_decay < math.inf, ema=0 <= self.ema < 1, seed=0 <= self.seed < 2**23).items():
             if not ok: raise ValueError(f"TrainConfig: {k}={getattr(self, k)!r} is out of range")
 
@@ -121,7 +122,7 @@ def load_model(path, # a file written by `save_model`
         parametrize.register_parametrization(m, "weight", NMSparse(m.weight, pattern, estimator, lambda_w), unsafe=True)
     return _load_state(model, state, path).eval()
 
-# %% ../nbs/06_training.ipynb #9a6a0509
+# %% ../nbs/06_training.ipynb #595718b3
 def _batch(images, cfg, step, rank=0, world=1, device="cpu"):
     "(x_0, t, noise) of one step: (B, C, H, W) in [-1, 1], (B,) in (0, 1), (B, C, H, W)."
     key = (cfg.seed << 40) + (step << 8)
@@ -148,7 +149,9 @@ def _backward(loss_fn, net, batch, micro, acc, scale):
             micro = (min(micro, n) + 1) // 2
             tqdm.write(f"out of GPU memory: {n} images go in parts of {micro} from here on; the result is the same up to rounding")
 
-def _learning_rate(cfg, step): return cfg.lr * min(1., (step + 1) / max(cfg.warmup, 1))
+def _learning_rate(cfg, step):
+    up, down = (step + 1) / max(cfg.warmup, 1), (cfg.steps - step) / (cfg.cooldown * cfg.steps) if cfg.cooldown else 1.
+    return cfg.lr * min(1., up, down)
 
 # %% ../nbs/06_training.ipynb #85034e04
 def _save_checkpoint(path, step, cfg, model, ema, optimizer, losses):
