@@ -8,7 +8,7 @@ env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 notebooks = sorted((root/"nbs").glob("[0-9]*.ipynb")) + [root/"nbs"/"index.ipynb"]
 done = subprocess.run([bin/"nbdev_test", "--n_workers", str(min(os.cpu_count(), 4)), "--timing"], cwd=root, env=env, capture_output=True, text=True)
 print(done.stdout + done.stderr)
-failed = [n.name for n in notebooks if re.search(rf"\b{re.escape(n.stem)}\b", (done.stdout + done.stderr).partition("failed on the following")[2])]
+failed = [n.name for n in notebooks if re.search(rf"\b{re.escape(n.stem)}\b", (done.stdout + done.stderr).lower().partition("failed on the following")[2])]
 if done.returncode and not failed: failed = [n.name for n in notebooks]   # it broke before it could name one
 print(f"nbdev_test: {len(notebooks) - len(failed)} notebooks passed, {len(failed)} failed {failed or ''}\n", flush=True)
 
