@@ -23,9 +23,9 @@ test: $(VENV)/ready
 
 gpu-bench: $(VENV)/ready
 	@$(BIN)/python -c "from sparsedm.sampling import probe; print(probe())"
-	@$(BIN)/python -m pytest -q -rs -k gpu tests/test_kernels.py tests/test_sampling.py
-	@mkdir -p runs/speed && $(BIN)/papermill --log-level WARNING nbs/runs/speed.ipynb runs/speed/speed.ipynb -p minutes $(MINUTES)
-	@$(BIN)/papermill --log-level WARNING nbs/bench/masking.ipynb runs/speed/masking.ipynb
+	@mkdir -p runs/speed; $(BIN)/python -m pytest -q -rs -k gpu tests/test_sampling.py tests/test_kernels.py; checked=$$?; \
+	$(BIN)/papermill --log-level WARNING nbs/runs/speed.ipynb runs/speed/speed.ipynb -p minutes $(MINUTES); timed=$$?; \
+	$(BIN)/papermill --log-level WARNING nbs/bench/masking.ipynb runs/speed/masking.ipynb && exit $$((checked + timed))
 
 check: $(VENV)/ready
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(MAKE) --no-print-directory readme && git diff --exit-code -- nbs sparsedm README.md

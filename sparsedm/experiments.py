@@ -302,7 +302,7 @@ def check_record(record:dict, # a record
     if bad := _not_finite({k: v for k, v in record.items() if k != "environment"}, ""): raise ValueError(f"{where}: not finite: {', '.join(bad[:5])}")
     if low := [k for k, v in numbers.items() if v < 0 and not k.startswith("metrics.kid")]: raise ValueError(f"{where}: below zero: {', '.join(low)}")
 
-# %% ../nbs/12_experiments.ipynb #be67978f
+# %% ../nbs/12_experiments.ipynb #d8385e84
 def environment()->dict: # what the numbers were computed with
     "Versions, device and commit for a record."
     from importlib.metadata import version
@@ -351,9 +351,10 @@ def speed_records(folder="data/records/speed" # below the root
         except ValueError as e: raise ValueError(f"{path} is not valid JSON ({e})") from None
         if missing := [k for k in ("device", "backend", "environment", "peak", "cells") if k not in r]: raise ValueError(f"{path}: missing {', '.join(missing)}")
         for c in r["cells"]:
-            wrong = [k for k in ("dense_s", *(("all_sparse_s", "chosen_s") if c.get("kind") != "conv" else ("sparse_s",))) if not (_is_number(c.get(k, "")) and (c[k] or 0) > 0)]
+            wrong = [k for k in ("dense_s", "chosen_s" if c.get("kind") != "conv" else "sparse_s", "all_sparse_s") if k in c or k != "all_sparse_s" if not (c.get(k) is None and k == "all_sparse_s") if not (_is_number(c.get(k, "")) and (c[k] or 0) > 0)]   # all_sparse_s: None where the kernels failed
             if c.get("kind") not in ("grid", "model", "conv") or wrong: raise ValueError(f"{path}: {', '.join(wrong) or 'kind'} of the cell {dict(list(c.items())[:4])} must be {'a number above 0' if wrong else 'grid, model or conv'}")
         records.append(r)
+    for r in records: r["label"] = r["device"] if [x["device"] for x in records].count(r["device"]) == 1 else f"{r['device']}, torch {r['environment']['torch']}, {r['backend']}"
     return records
 
 def frame(records:list # as `read_records` returns them

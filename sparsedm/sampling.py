@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['is_24_legal', 'why_not_24', 'pack', 'unpack', 'save_packed', 'load_packed', 'Backend', 'Fp8Linear',
-           'reference_backend', 'probe', 'why_kept_dense', 'SparseLinear', 'cuda_times', 'spread', 'layer_rows',
-           'choose_layers', 'Replay', 'Choice', 'accelerate_', 'parity']
+           'reference_backend', 'probe', 'why_kept_dense', 'SparseLinear', 'cuda_times', 'spread', 'layer_inputs',
+           'product_rows', 'choose_layers', 'Replay', 'Choice', 'accelerate_', 'parity']
 
-# %% ../nbs/08_sampling.ipynb #670fe88c
-import copy, json, math, os, statistics
+# %% ../nbs/08_sampling.ipynb #91a6504f
+import copy, json, math, statistics
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Callable
 import pandas as pd
@@ -43,7 +42,7 @@ def why_not_24(w:Tensor, # (out, in) or (out, in, *kernel) weight
     i = full.nonzero()[0].tolist()
     return f"row {i[0]}, inputs {4 * i[-1]} to {4 * i[-1] + 3} hold more than two nonzeros ({full.sum().item()} such groups)"
 
-# %% ../nbs/08_sampling.ipynb #08e407f8
+# %% ../nbs/08_sampling.ipynb #bd5f74c0
 def pack(w:Tensor, # (out, in) or (out, in, *kernel), 2:4 along `in`, finite
     )->tuple: # values (out, *kernel, in/2), indices uint8 (out, *kernel, ⌈in/8⌉)
     "The two values of each four and their 2-bit places; `ValueError` if the weight is not 2:4."
@@ -56,22 +55,26 @@ def pack(w:Tensor, # (out, in) or (out, in, *kernel), 2:4 along `in`, finite
     code = F.pad(code, (0, code.shape[-1] % 2), value=0b0100)
     return g.gather(-1, at).flatten(-2), code[..., ::2] | code[..., 1::2] << 4
 
+def _scatter(values, indices):
+    groups = values.shape[-1] // 2
+    code = torch.stack([indices & 15, indices >> 4], -1).flatten(-2)[..., :groups]
+    dense = values.new_zeros(*values.shape[:-1], groups, 4)
+    dense.scatter_(-1, torch.stack([code & 3, code >> 2], -1).long(), values.unflatten(-1, (groups, 2)))
+    return dense.flatten(-2).movedim(-1, 1).contiguous()
+
 def unpack(values:Tensor, # as `pack` returns them
     indices:Tensor, # as `pack` returns them
     )->Tensor: # (out, in, *kernel)
-    "The dense weight, exactly; `ValueError` if the two do not belong together or an index is impossible."
+    "The dense weight; `ValueError` if the two do not belong together or an index is impossible."
     groups = values.shape[-1] // 2
     if indices.dtype != torch.uint8: raise ValueError(f"indices must be uint8; got {indices.dtype}")
     if values.shape[-1] % 2 or tuple(indices.shape) != (*values.shape[:-1], (groups + 1) // 2):
         raise ValueError(f"values {tuple(values.shape)} and indices {tuple(indices.shape)} do not belong together; indices must be {(*values.shape[:-1], (groups + 1) // 2)}")
     code = torch.stack([indices & 15, indices >> 4], -1).flatten(-2)[..., :groups]
-    first, second = code & 3, code >> 2
-    if (first >= second).any(): raise ValueError(f"corrupt indices: {(first >= second).sum().item()} groups do not name two places in ascending order")
-    dense = values.new_zeros(*values.shape[:-1], groups, 4)
-    dense.scatter_(-1, torch.stack([first, second], -1).long(), values.unflatten(-1, (groups, 2)))
-    return dense.flatten(-2).movedim(-1, 1).contiguous()
+    if wrong := ((code & 3) >= code >> 2).sum().item(): raise ValueError(f"corrupt indices: {wrong} groups do not name two places in ascending order")
+    return _scatter(values, indices)
 
-# %% ../nbs/08_sampling.ipynb #b42d35d6
+# %% ../nbs/08_sampling.ipynb #6f23fa68
 _HALF = (torch.bfloat16, torch.float16)
 
 def _name(dtype): return str(dtype).removeprefix("torch.")
@@ -105,8 +108,12 @@ def load_packed(path, # a file written by `save_packed`
     state, meta = _load_tensors(path)
     if "packed" not in meta: raise ValueError(f"{path} is not a packed checkpoint; `training.load_model` reads unpacked ones")
     if meta.get("dtype") not in map(_name, _HALF): raise ValueError(f"{path}: dtype must be bfloat16 or float16; got {meta.get('dtype')!r}")
-    with torch.device("meta"): model = build_from_config(meta["model"])
+    try:
+        with torch.device("meta"): model = build_from_config(meta["model"])
+    except (KeyError, TypeError, ValueError) as e: raise ValueError(f"{path} does not say how to build its model ({type(e).__name__}: {e})") from None
     want, modules, swap = {k: tuple(v.shape) for k, v in model.state_dict().items()}, dict(model.named_modules()), {}
+    if other := [k for k in meta["packed"] if not isinstance(modules.get(k.removesuffix(".weight")), (nn.Linear, nn.Conv1d, nn.Conv2d))]: raise ValueError(f"{path}: {other[0]} is listed as packed, but is no weight of a Linear or convolution of the model")
+    if other := [k for k, v in state.items() if v.is_floating_point() and _name(v.dtype) != meta["dtype"]]: raise ValueError(f"{path}: {other[0]} is {_name(state[other[0]].dtype)}; the file says {meta['dtype']}")
     for k, shape in meta["packed"].items():
         try: v, i = state.pop(f"{k}.values"), state.pop(f"{k}.indices")
         except KeyError as e: raise ValueError(f"{path}: {e.args[0]} is missing, though the file lists {k} as packed") from None
@@ -201,11 +208,11 @@ def _fp8_linear(x, packed, bias, plan):
     rows, scale = _to_fp8(x)
     return rowwise_scaled_linear_sparse_cutlass_f8f8(rows, scale.squeeze(-1), *packed, bias, x.dtype)
 
-# %% ../nbs/08_sampling.ipynb #3b5526d6
+# %% ../nbs/08_sampling.ipynb #680d7cee
 def reference_backend(device="cpu", # any
     )->Backend:
     "Values and indices, unpacked and multiplied densely: slow and everywhere."
-    return Backend("reference", str(device), pack, lambda x, packed, bias, plan: F.linear(x, unpack(*packed), bias), lambda packed, x, bias: [(0, 1, -1)],
+    return Backend("reference", str(device), pack, lambda x, packed, bias, plan: F.linear(x, _scatter(*packed), bias), lambda packed, x, bias: [(0, 1, -1)],
                    (1, 4), (*_HALF, torch.float32, torch.float64), "plain PyTorch")
 
 def _gpu_backends(device, fp8):
@@ -244,7 +251,7 @@ def probe(device:str="cuda", # a CUDA device
     except (ImportError, RuntimeError) as e: raise RuntimeError(f"{gpu}: no fp8 2:4 kernel: {e}") from None
     for b in found:
         try: _try(b, dtype); return b
-        except RuntimeError as e: lacks.append(f"{b.name}: {str(e).splitlines()[0]}")
+        except (ImportError, RuntimeError) as e: lacks.append(f"{b.name}: {(str(e).splitlines() or ['?'])[0]}")
     raise RuntimeError(f"{gpu}: no 2:4 back end works. {'; '.join(lacks)}")
 
 # %% ../nbs/08_sampling.ipynb #94c5d1c4
@@ -327,32 +334,50 @@ def spread(seconds:list # repeated timings
     s = sorted(seconds)
     return statistics.median(s), s[len(s) // 4], s[-1 - len(s) // 4]
 
-# %% ../nbs/08_sampling.ipynb #fdfcad8e
+# %% ../nbs/08_sampling.ipynb #ce0ab066
 def _layers(model): return {k: m for k, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))}
 
 @torch.no_grad()
-def layer_rows(model:nn.Module, # any
+def layer_inputs(model:nn.Module, # any
     *inputs # of its forward
-    )->dict: # name of each Linear and 1×1 Conv that was called → rows of its product
-    "The batch dimension of each product in one forward pass."
-    rows, hooks = {}, []
+    )->dict: # name of each Linear and 1×1 Conv that was called → shape of its (last) input
+    "What each product gets in one forward pass."
+    shapes, hooks = {}, []
+    def look(k): return lambda m, args, kwargs, y: shapes.__setitem__(k, tuple((args[0] if args else kwargs["input"]).shape))
     for k, m in _layers(model).items():
-        if isinstance(m, nn.Linear) or _is_1x1(m): hooks.append(m.register_forward_hook(lambda m, x, y, k=k: rows.__setitem__(k, x[0].numel() // x[0].shape[1 if isinstance(m, nn.Conv2d) else -1])))
+        if isinstance(m, nn.Linear) or _is_1x1(m): hooks.append(m.register_forward_hook(look(k), with_kwargs=True))
     try: model(*inputs)
     finally:
         for h in hooks: h.remove()
-    return rows
+    return shapes
 
-def _time_layer(layer, rows, backend, timer):
+def product_rows(layer, shape): # rows of the product, of an input of this shape
+    return math.prod(shape) // shape[1 if isinstance(layer, nn.Conv2d) else -1]
+
+def _with_plan(sparse, x, plan): sparse.plan = plan; return sparse(x)
+
+def _plans(sparse, x, exact):
+    "The plans of the search that give the right product; a search or a plan that fails is passed over."
+    rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) if sparse.conv else x.reshape(-1, x.shape[-1])
+    try: found = sparse.backend.search(sparse.packed, rows, sparse.bias)
+    except torch.OutOfMemoryError: raise
+    except RuntimeError: found = [(0, 1, -1)]
+    good, errors = [], []
+    for plan in found:
+        try: off = (_with_plan(sparse, x, plan).float() - exact).norm() / exact.norm()
+        except torch.OutOfMemoryError: raise
+        except RuntimeError as e: errors.append(e); continue
+        if off <= (.1 if "fp8" in sparse.backend.name else .02): good.append(plan)
+    if errors and not good: raise errors[0]
+    return good
+
+def _time_layer(layer, shape, backend, timer):
     "{'dense_s', 'sparse_s', 'plan', 'why'} of one shape."
     try:
-        w = layer.weight.detach().flatten(1); packed = backend.compress(w)
-        x, bias = torch.randn(rows, w.shape[1], device=w.device, dtype=w.dtype), layer.bias
-        plans, exact = [], F.linear(x, w, bias).float()
-        for plan in backend.search(packed, x, bias):   # a plan has to give the right product before it is timed
-            if (backend.linear(x, packed, bias, plan).float() - exact).norm() <= (.1 if "fp8" in backend.name else .02) * exact.norm(): plans.append(plan)
+        sparse, x = SparseLinear(layer, backend), torch.randn(shape, device=layer.weight.device, dtype=layer.weight.dtype)
+        plans = _plans(sparse, x, layer(x).float())
         if not plans: return dict(why=f"{backend.name} gives a wrong product")
-        times = {k: statistics.median(v) for k, v in timer({"dense": lambda: F.linear(x, w, bias), **{p: lambda p=p: backend.linear(x, packed, bias, p) for p in plans}}).items()}
+        times = {k: statistics.median(v) for k, v in timer({"dense": lambda: layer(x), **{p: lambda p=p: _with_plan(sparse, x, p) for p in plans}}).items()}
     except torch.OutOfMemoryError: return dict(why="out of memory while timing")
     except RuntimeError as e: return dict(why=f"{backend.name} failed: {(str(e).splitlines() or ['?'])[0][:120]}")
     best = min(plans, key=times.get)
@@ -371,54 +396,65 @@ def choose_layers(model:nn.Module, # baked, on the backend's device, in bf16 or 
     if wrong := _masked_but_not_24(model): k = next(iter(wrong)); raise ValueError(f"{k}.weight is masked, but not 2:4: {wrong[k]}; patterns such as 3:4 have no hardware path")
     if not _packable(model): raise ValueError(f"no weight of {type(model).__name__} is 2:4 sparse; accelerate a model that was trained with a mask and baked")
     if wrong := {k: m.weight.dtype for k, m in _layers(model).items() if m.weight.dtype not in backend.dtypes}: k = next(iter(wrong)); raise ValueError(f"{k}.weight is {_name(wrong[k])}; {backend.name} takes {', '.join(map(_name, backend.dtypes))}: call model.to(torch.bfloat16)")
-    rows, table, timed = layer_rows(model, *inputs), [], {}
+    shapes, table, timed = layer_inputs(model, *inputs), [], {}
+    rows = {k: product_rows(model.get_submodule(k), v) for k, v in shapes.items()}
     for k, m in tqdm(_layers(model).items(), desc="time layers", unit="layer", disable=not progress):
         row = dict(layer=k, out=m.weight.shape[0], **{"in": m.weight.shape[1]}, rows=rows.get(k, 0), dense_s=math.nan, sparse_s=math.nan, plan=None, why=why_kept_dense(m, backend) or "")
         if not row["why"] and not row["rows"]: row["why"] = "not used in a forward pass"
         if not row["why"]:
-            key = (*m.weight.shape[:2], row["rows"], m.bias is not None)
-            if key not in timed: timed[key] = _time_layer(m, row["rows"], backend, timer)
+            key = (*m.weight.shape, *shapes[k], m.bias is not None)
+            if key not in timed: timed[key] = _time_layer(m, shapes[k], backend, timer)
             row |= timed[key]
         table.append({**row, "use_sparse": not row["why"]})
     table = pd.DataFrame(table).set_index("layer")
     return table
 
-# %% ../nbs/08_sampling.ipynb #aa7b7e31
+# %% ../nbs/08_sampling.ipynb #aa85e611
 class Replay(nn.Module):
-    "A denoiser whose forward pass is captured once per batch size and replayed; call it like the model."
+    "A denoiser whose forward pass is captured once and replayed; call it like the model."
     def __init__(self, model:nn.Module, # in eval mode, at its final type and device
         batch:int, # images of a captured step; smaller batches are padded, larger ones cut in pieces
         compile:bool=False, # torch.compile its blocks first, in place
     ):
         super().__init__()
-        self.model, self.batch, self.compiled, self._graph = model, batch, compile, None
+        like = next((p for p in (*model.parameters(), *model.buffers()) if p.dtype in (*_HALF, torch.float32, torch.float64)), torch.zeros(0))
+        self.home = nn.Parameter(like.new_zeros(0), requires_grad=False)   # first of the parameters: `sample` reads type and device from it
+        self.model, self.batch, self.compiled, self._graphs = model, batch, compile, {}
+        if compile:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)   # all blocks share one code object, and each kind of block is a compilation
         if compile:   # equal blocks share one compilation; a model without our blocks is compiled as a whole
             for m in [m for m in model.modules() if isinstance(m, Block)] or [model]: m.compile(dynamic=False)
 
+    def _run(self, args): return getattr(out := self.model(*args), "sample", out)   # diffusers' models return an object
+
     def _capture(self, args):
-        self._static = [None if a is None else a.clone() for a in args]
-        stream = torch.cuda.Stream(); stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3): self.model(*self._static)   # plans, autotuning and allocations happen here
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph): self._out = self.model(*self._static)
+        with torch.inference_mode(False), torch.no_grad():
+            static, stream = [None if a is None else a.clone() for a in args], torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3): self._run(static)   # plans, autotuning and allocations happen here
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph): out = self._run(static)
+        return graph, static, out
 
     @torch.no_grad()
     def forward(self, x:Tensor, timesteps:Tensor, y:Tensor=None, context:Tensor=None)->Tensor: # as the model's
-        dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        dtype = self.home.dtype
         args = [x.to(dtype), timesteps, *([] if y is None and context is None else [y, context if context is None else context.to(dtype)])]
         if len(x) > self.batch: return torch.cat([self(*(None if a is None else a[i:i + self.batch] for a in args)) for i in range(0, len(x), self.batch)])
-        if not x.is_cuda: return self.model(*args)
-        short = self.batch - len(x)
-        if short: args = [None if a is None else torch.cat([a, a[:1].expand(short, *a.shape[1:])]) for a in args]
-        if self._graph is None: self._capture(args)
-        for s, a in zip(self._static, args):
-            if s is not None: s.copy_(a)
-        self._graph.replay()
-        return self._out[:len(x)].clone()
+        if not x.is_cuda: return self._run(args)
+        if short := self.batch - len(x): args = [None if a is None else torch.cat([a, a[:1].expand(short, *a.shape[1:])]) for a in args]
+        kind = tuple(None if a is None else (a.shape, a.dtype) for a in args)   # another kind of input is another graph
+        with torch.cuda.device(x.device):
+            if kind not in self._graphs: self._graphs[kind] = self._capture(args)
+            graph, static, out = self._graphs[kind]
+            for s, a in zip(static, args):
+                if s is not None: s.copy_(a)
+            graph.replay()
+            return out[:len(x)].clone()
 
-# %% ../nbs/08_sampling.ipynb #eb7fb340
+# %% ../nbs/08_sampling.ipynb #dc11cd08
 @dataclass
 class Choice:
     "What `accelerate_` decided, and why; `save` and `load` reuse it without timing."
@@ -428,6 +464,7 @@ class Choice:
     steps:dict = field(default_factory=dict)     # "dense", "sparse", "dense compiled", "sparse compiled" → seconds per step, median and quartiles
     chosen:str = "sparse"                        # one of them
     failed:dict = field(default_factory=dict)    # forms that could not run, and why
+    dtype:str = "bfloat16"                       # of the weights
 
     @property
     def speedup(self): # of the best dense form over the chosen one; 1.0 if dense was chosen
@@ -436,14 +473,14 @@ class Choice:
 
     def save(self, path):
         "Write it as JSON, atomically."
-        facts = dict(backend=self.backend, gpu=self.gpu, steps=self.steps, chosen=self.chosen, failed=self.failed, layers=json.loads(self.layers.reset_index().to_json(orient="records")))
+        facts = dict(backend=self.backend, gpu=self.gpu, steps=self.steps, chosen=self.chosen, failed=self.failed, dtype=self.dtype, layers=json.loads(self.layers.reset_index().to_json(orient="records")))
         atomic_write(path, lambda tmp: tmp.write_text(json.dumps(facts, indent=1) + "\n"))
 
     @classmethod
     def load(cls, path):
         "Read what `save` wrote; an error names the file."
         if not Path(path).is_file(): raise FileNotFoundError(f"no saved choice at {path}")
-        try: f = json.loads(Path(path).read_text()); return cls(f["backend"], f["gpu"], pd.DataFrame(f["layers"]).set_index("layer"), {k: tuple(v) for k, v in f["steps"].items()}, f["chosen"], f["failed"])
+        try: f = json.loads(Path(path).read_text()); return cls(f["backend"], f["gpu"], pd.DataFrame(f["layers"]).set_index("layer"), {k: tuple(v) for k, v in f["steps"].items()}, f["chosen"], f["failed"], f["dtype"])
         except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f"{path} is not a saved choice ({type(e).__name__}: {e})") from None
 
 def _swap(model, table, backend):
@@ -451,6 +488,7 @@ def _swap(model, table, backend):
     for k in table.index[table.use_sparse]: _put(model, k, SparseLinear(model.get_submodule(k), backend, plan=tuple(table.plan[k])))
     return model
 
+def _label(backend): return f"{backend.name} ({backend.library})"
 def _gpu_name(device): return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu"
 
 def _time_forms(calls, timer, table):
@@ -484,8 +522,9 @@ def accelerate_(model:nn.Module, # baked; goes to `dtype` and changes in place
     inputs = tuple(a if a is None else a.to(backend.device, dtype if a.is_floating_point() and i != 1 else None) for i, a in enumerate(inputs))
     batch, gpu = len(inputs[0]), _gpu_name(backend.device)
     if choice is not None:
+        if (choice.backend, choice.dtype) != (_label(backend), _name(dtype)): raise ValueError(f"the choice was made with {choice.backend} in {choice.dtype}, this is {_label(backend)} in {_name(dtype)}; time it again")
         if choice.gpu != gpu: raise ValueError(f"the choice was made on {choice.gpu}, this is {gpu}; time it again")
-        rows = layer_rows(model, *inputs)
+        rows = {k: product_rows(model.get_submodule(k), v) for k, v in layer_inputs(model, *inputs).items()}
         here, there = ({k: (m.weight.shape[0], m.weight.shape[1], rows.get(k, 0)) for k, m in _layers(model).items()}, {k: (r["out"], r["in"], r["rows"]) for k, r in choice.layers.iterrows()})
         if other := [k for k in {**here, **there} if here.get(k) != there.get(k)]: raise ValueError(f"the choice is of another model or batch size: (out, in, rows) of {other[0]} is {here.get(other[0])}, the choice has {there.get(other[0])}")
         if "sparse" in choice.chosen:
@@ -498,15 +537,15 @@ def accelerate_(model:nn.Module, # baked; goes to `dtype` and changes in place
         sparse = _swap(copy.deepcopy(model), table, backend) if table.use_sparse.any() else None
         forms = {"dense": model} if sparse is None else {"dense": model, "sparse": sparse}
         forms = {k: Replay(m, batch) for k, m in forms.items()} | ({f"{k} compiled": Replay(copy.deepcopy(m), batch, True) for k, m in forms.items()} if compile else {})
-        times = _time_forms({k: lambda f=f: f.model(*inputs) for k, f in forms.items()}, timer, table)
+        times = _time_forms({k: lambda f=f: f._run(inputs) for k, f in forms.items()}, timer, table)
         steps = {k: spread(v) for k, v in times.items()}
-        choice = Choice(f"{backend.name} ({backend.library})", gpu, table, steps, min(steps, key=lambda k: steps[k][0]), dict(table.attrs))
+        choice = Choice(_label(backend), gpu, table, steps, min(steps, key=lambda k: steps[k][0]), dict(table.attrs), _name(dtype))
         if "sparse" in choice.chosen: _swap(model, table, backend)
         fast = Replay(model, batch, "compiled" in choice.chosen)
     fast.choice = choice
     return fast
 
-# %% ../nbs/08_sampling.ipynb #7bc6e95b
+# %% ../nbs/08_sampling.ipynb #164c48cf
 @torch.no_grad()
 def parity(model:nn.Module, # the baked model at the accelerated one's 16-bit weights, dense
     fast:Replay, # of `accelerate_`
@@ -514,10 +553,11 @@ def parity(model:nn.Module, # the baked model at the accelerated one's 16-bit we
     )->pd.DataFrame: # a row per compressed layer, and one for the output: relative error (2-norm) of sparse and of dense 16-bit arithmetic
     "Errors against float64, on the inputs that each layer really gets."
     seen, hooks = {}, []
+    model, sparse = copy.deepcopy(model), copy.deepcopy(fast.model)   # without what was compiled, which would not see the hooks
     dense = dict(model.named_modules())
-    for k, m in fast.model.named_modules():
+    for k, m in sparse.named_modules():
         if isinstance(m, SparseLinear): hooks.append(m.register_forward_hook(lambda m, x, y, k=k: seen.__setitem__(k, (x[0], y))))
-    try: out = fast.model(*inputs)
+    try: out = getattr(out := sparse(*inputs), "sample", out)
     finally:
         for h in hooks: h.remove()
     off = lambda y, ref: ((y.double() - ref).norm() / ref.norm()).item()
@@ -525,6 +565,7 @@ def parity(model:nn.Module, # the baked model at the accelerated one's 16-bit we
     for k, (x, y) in seen.items():
         layer = dense[k]; ref = copy.deepcopy(layer).double()(x.double())
         rows.append(dict(layer=k, sparse_error=off(y, ref), dense_error=off(layer(x), ref)))
-    exact = copy.deepcopy(model).double()(*(a if a is None or i == 1 or not a.is_floating_point() else a.double() for i, a in enumerate(inputs)))
-    rows.append(dict(layer="output", sparse_error=off(out, exact), dense_error=off(model(*inputs), exact)))
+    run = lambda m, args: getattr(out := m(*args), "sample", out)
+    exact = run(copy.deepcopy(model).double(), (a if a is None or i == 1 or not a.is_floating_point() else a.double() for i, a in enumerate(inputs)))
+    rows.append(dict(layer="output", sparse_error=off(out, exact), dense_error=off(run(model, inputs), exact)))
     return pd.DataFrame(rows).set_index("layer")
