@@ -162,7 +162,7 @@ def make_run(scale:str, # see SCALES
     common = dict(method=method, seed=seed, start=dense.id, teacher=dense.id, steps=s["steps"] if kind else 0, points=points, cooldown=0., pattern=pattern if sparse else "", **{k: s[k] for k in ("batch_size", "lr", "warmup", "ema")})
     return replace(dense, **{**common, **own, **changes})
 
-# %% ../nbs/12_experiments.ipynb #2c711d6b
+# %% ../nbs/12_experiments.ipynb #58774633
 NINE = ("31:32", "15:16", "7:8", "3:4", "2:4", "1:4", "1:8", "1:16", "1:32")
 LAMBDA_W = (2e-5, 2e-4, 2e-3, 2e-2, 2e-1)                  # decades around the released value
 UPDATE_LAMBDA_W = (2e-4, 2e-1, 2e1)                        # decoupled: multiplied by the learning rate, so larger
@@ -210,6 +210,7 @@ def runs_of(scale:str, # see SCALES
     if name and name not in names: raise ValueError(f"unknown table or figure {name!r}; known: {', '.join(dict.fromkeys(names))}")
     return [r for _, r in sorted(found.values(), key=lambda x: (x[0], x[1].seed))]
 
+# %% ../nbs/12_experiments.ipynb #198361c0
 def find_run(text:str, # id or name of a run of the tables, such as "ours-uvit-2of4-s0"
     scale:str="", # see SCALES; "": all
     )->Run: # for a name, the first run of that name by importance
@@ -302,7 +303,7 @@ def check_record(record:dict, # a record
     if bad := _not_finite({k: v for k, v in record.items() if k != "environment"}, ""): raise ValueError(f"{where}: not finite: {', '.join(bad[:5])}")
     if low := [k for k, v in numbers.items() if v < 0 and not k.startswith("metrics.kid")]: raise ValueError(f"{where}: below zero: {', '.join(low)}")
 
-# %% ../nbs/12_experiments.ipynb #d8385e84
+# %% ../nbs/12_experiments.ipynb #694a61ff
 def environment()->dict: # what the numbers were computed with
     "Versions, device and commit for a record."
     from importlib.metadata import version
@@ -342,6 +343,7 @@ def read_records(runs:list # the runs wanted
         records.append(record)
     return records
 
+# %% ../nbs/12_experiments.ipynb #b247f74b
 def speed_records(folder="data/records/speed" # below the root
     )->list: # one record per GPU: device, backend, environment, peak, cells; empty if no GPU was timed
     "The timings that `runs/speed` wrote; `ValueError` names the file and what is missing or wrong in it."
@@ -351,7 +353,8 @@ def speed_records(folder="data/records/speed" # below the root
         except ValueError as e: raise ValueError(f"{path} is not valid JSON ({e})") from None
         if missing := [k for k in ("device", "backend", "environment", "peak", "cells") if k not in r]: raise ValueError(f"{path}: missing {', '.join(missing)}")
         for c in r["cells"]:
-            wrong = [k for k in ("dense_s", "chosen_s" if c.get("kind") != "conv" else "sparse_s", "all_sparse_s") if k in c or k != "all_sparse_s" if not (c.get(k) is None and k == "all_sparse_s") if not (_is_number(c.get(k, "")) and (c[k] or 0) > 0)]   # all_sparse_s: None where the kernels failed
+            needed = ["dense_s", "sparse_s"] if c.get("kind") == "conv" else ["dense_s", "chosen_s", *(["all_sparse_s"] if c.get("all_sparse_s") is not None else [])]   # None where the kernels failed
+            wrong = [k for k in needed if not (_is_number(c.get(k, "")) and (c[k] or 0) > 0)]
             if c.get("kind") not in ("grid", "model", "conv") or wrong: raise ValueError(f"{path}: {', '.join(wrong) or 'kind'} of the cell {dict(list(c.items())[:4])} must be {'a number above 0' if wrong else 'grid, model or conv'}")
         records.append(r)
     for r in records: r["label"] = r["device"] if [x["device"] for x in records].count(r["device"]) == 1 else f"{r['device']}, torch {r['environment']['torch']}, {r['backend']}"
@@ -388,7 +391,7 @@ def make_plan(runs:list, # by importance; those with a record are left out
     names = [f"{i:02d}-{hashlib.sha256(' '.join(r.id for r in c).encode()).hexdigest()[:8]}" for i, (c, _) in enumerate(parts)]
     return [dict(name=n, scale=c[0].scale, runs=[r.id for r in c], after=[m for m, (_, a) in zip(names, parts) if after and not a]) for n, (c, after) in zip(names, parts)]
 
-# %% ../nbs/12_experiments.ipynb #8647e140
+# %% ../nbs/12_experiments.ipynb #11d529cf
 def _follow(process, what, runs):
     "Show a bar of records and Snakemake jobs; returns what Snakemake said besides progress."
     import threading
@@ -410,6 +413,7 @@ def _gpus():
     import torch
     return torch.cuda.device_count()
 
+# %% ../nbs/12_experiments.ipynb #a26eb107
 def run_graph(scale:str, # see SCALES
     names=(), # tables and figures to make; all if empty
     runs=None, # instead: only these runs, no figures
@@ -451,6 +455,7 @@ def run_graph(scale:str, # see SCALES
     if process.returncode: raise RuntimeError(f"a job failed; run again to retry what is missing\n{said}")
     if not dry_run: read_records(wanted)   # a damaged one is named even if all figures are up to date
 
+# %% ../nbs/12_experiments.ipynb #385721c3
 def runs_needed(scale, name):
     "`runs_of`, also for notebooks without runs of their own: table3 and x_speed read timings of GPUs, claims reads everything."
     return runs_of(scale) if name == "claims" else [] if name in ("table3", "x_speed") else runs_of(scale, name)
@@ -550,7 +555,7 @@ def _plain(model):
     from sparsedm import ste
     return ste.bake_(copy.deepcopy(model)).eval() if ste.sparse_layers(model) else model.eval()
 
-# %% ../nbs/12_experiments.ipynb #785e730f
+# %% ../nbs/12_experiments.ipynb #7565ca03
 def _prune(run, model):
     "Make the dense model what training starts from."
     from sparsedm import data, ste
@@ -591,6 +596,7 @@ def execute_training(run:Run, # what to do
     (folder/"checkpoint.safetensors").unlink(missing_ok=True)   # four times the size, and of no more use
     return model.eval(), losses, watch.seen, time.perf_counter() - began
 
+# %% ../nbs/12_experiments.ipynb #0a7d6589
 TIMES = tuple((i + .5) / 10 for i in range(10))
 
 def loss_by_time(model, run, n=128)->list: # noise-prediction loss at each of TIMES
@@ -617,6 +623,7 @@ def execute_evaluation(run:Run, # what was done
         scores |= dict(dense_mse=metrics.paired_distance(x[:n], dense)["mse"], dense_n=n)
     return x, scores, metrics.macs_summary(model, (1, *images.images.shape[1:])), loss_by_time(plain, run), dict(evaluate=time.perf_counter() - began, sample=drawn)
 
+# %% ../nbs/12_experiments.ipynb #faf23b19
 def _floor(run):
     "FID of real images against other real ones, kept per scale: its features take longer than a run's."
     from sparsedm import metrics, training
@@ -666,7 +673,7 @@ def do_run(run:Run, # what to do
         (folder/"error.txt").unlink(missing_ok=True)
     return read_records([run])[0]
 
-# %% ../nbs/12_experiments.ipynb #bbc90478
+# %% ../nbs/12_experiments.ipynb #ef6bb690
 def _pretrain(scale):
     "Train the dense and half-size models of a scale and keep them in data/checkpoints."
     for run in (r for r in runs_of(scale) if _pretrained(r)):
@@ -681,6 +688,7 @@ def _keep(run):
     if own.stat().st_size > 16e6: training.save_model(training.load_model(own, run=run.weights_id).half(), kept_path(run), run=run.weights_id); return
     training.atomic_write(kept_path(run), lambda tmp: shutil.copy(own, tmp))
 
+# %% ../nbs/12_experiments.ipynb #f4719c70
 class TimeIsUp(Exception): "The budget of `drive` is spent."
 
 def drive(scale:str, # see SCALES
@@ -713,6 +721,7 @@ def drive(scale:str, # see SCALES
     print(f"{len(wanted) - len(left)} of {len(wanted)} runs of scale {scale} have a record" + (f"; {len(failed)} failed" if failed else "") + (f"; next: {left[0].id}" if left else ""))
     return left
 
+# %% ../nbs/12_experiments.ipynb #d2ada06f
 def _main():
     import argparse
     p = argparse.ArgumentParser(prog="python -m sparsedm.experiments", description="Make every table and figure of a scale.")

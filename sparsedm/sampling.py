@@ -74,7 +74,7 @@ def unpack(values:Tensor, # as `pack` returns them
     if wrong := ((code & 3) >= code >> 2).sum().item(): raise ValueError(f"corrupt indices: {wrong} groups do not name two places in ascending order")
     return _scatter(values, indices)
 
-# %% ../nbs/08_sampling.ipynb #6f23fa68
+# %% ../nbs/08_sampling.ipynb #1e67a625
 _HALF = (torch.bfloat16, torch.float16)
 
 def _name(dtype): return str(dtype).removeprefix("torch.")
@@ -101,6 +101,7 @@ def save_packed(model:nn.Module, # baked, built by `sparsedm.models`
     _save_tensors(path, tensors, {**described, **meta})
     return Path(path).stat().st_size / sum(v.nbytes for v in half.values())
 
+# %% ../nbs/08_sampling.ipynb #696a3ca8
 def load_packed(path, # a file written by `save_packed`
     backend:"Backend"=None, # as `probe` finds it: load straight into compressed weights, on its device; None: dense, on the CPU
     )->nn.Module: # in eval mode, at the file's 16-bit type
@@ -254,7 +255,7 @@ def probe(device:str="cuda", # a CUDA device
         except (ImportError, RuntimeError) as e: lacks.append(f"{b.name}: {(str(e).splitlines() or ['?'])[0]}")
     raise RuntimeError(f"{gpu}: no 2:4 back end works. {'; '.join(lacks)}")
 
-# %% ../nbs/08_sampling.ipynb #94c5d1c4
+# %% ../nbs/08_sampling.ipynb #c88ba397
 def _is_1x1(m): return isinstance(m, nn.Conv2d) and tuple(m.kernel_size) == (1, 1) and tuple(m.stride) == (1, 1) and m.groups == 1 and m.padding in ((0, 0), "valid", "same")
 
 def why_kept_dense(layer:nn.Module, # Linear or convolution
@@ -263,7 +264,9 @@ def why_kept_dense(layer:nn.Module, # Linear or convolution
     )->str|None: # the reason, or None if a 2:4 kernel takes it
     "Why a layer cannot run on the 2:4 kernels."
     w = layer.weight if weight is None else weight
-    if not isinstance(layer, nn.Linear) and not _is_1x1(layer): return f"{'×'.join(map(str, layer.kernel_size))} convolution: no 2:4 kernel in PyTorch or cuDNN" if not isinstance(layer, nn.Conv2d) or tuple(layer.kernel_size) != (1, 1) else "1×1 convolution with stride, padding or groups"
+    if not isinstance(layer, nn.Linear) and not _is_1x1(layer):
+        if set(layer.kernel_size) == {1}: return "1×1 convolution with stride, padding or groups, or not over images"
+        return f"{'×'.join(map(str, layer.kernel_size))} convolution: no 2:4 kernel in PyTorch or cuDNN"
     if not (w == 0).any() and w.numel(): return "never masked"
     (o, i), (by_out, by_in) = w.shape[:2], backend.multiple
     if o % by_out or i % by_in: return f"{o}×{i} does not fit {backend.name}: out must be a multiple of {by_out}, in of {by_in}"
@@ -334,7 +337,7 @@ def spread(seconds:list # repeated timings
     s = sorted(seconds)
     return statistics.median(s), s[len(s) // 4], s[-1 - len(s) // 4]
 
-# %% ../nbs/08_sampling.ipynb #ce0ab066
+# %% ../nbs/08_sampling.ipynb #f24d6d87
 def _layers(model): return {k: m for k, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))}
 
 @torch.no_grad()
@@ -383,6 +386,7 @@ def _time_layer(layer, shape, backend, timer):
     best = min(plans, key=times.get)
     return dict(dense_s=times["dense"], sparse_s=times[best], plan=best, why="" if times[best] < times["dense"] / 1.02 else "dense is as fast")
 
+# %% ../nbs/08_sampling.ipynb #42e04379
 @torch.no_grad()
 def choose_layers(model:nn.Module, # baked, on the backend's device, in bf16 or fp16
     inputs:tuple, # of its forward, at the real batch size
@@ -409,7 +413,9 @@ def choose_layers(model:nn.Module, # baked, on the backend's device, in bf16 or 
     table = pd.DataFrame(table).set_index("layer")
     return table
 
-# %% ../nbs/08_sampling.ipynb #aa85e611
+# %% ../nbs/08_sampling.ipynb #2b8f00d8
+def _output(model, args): return getattr(out := model(*args), "sample", out)   # diffusers' models return an object
+
 class Replay(nn.Module):
     "A denoiser whose forward pass is captured once and replayed; call it like the model."
     def __init__(self, model:nn.Module, # in eval mode, at its final type and device
@@ -425,7 +431,7 @@ class Replay(nn.Module):
         if compile:   # equal blocks share one compilation; a model without our blocks is compiled as a whole
             for m in [m for m in model.modules() if isinstance(m, Block)] or [model]: m.compile(dynamic=False)
 
-    def _run(self, args): return getattr(out := self.model(*args), "sample", out)   # diffusers' models return an object
+    def _run(self, args): return _output(self.model, args)
 
     def _capture(self, args):
         with torch.inference_mode(False), torch.no_grad():
@@ -454,7 +460,7 @@ class Replay(nn.Module):
             graph.replay()
             return out[:len(x)].clone()
 
-# %% ../nbs/08_sampling.ipynb #dc11cd08
+# %% ../nbs/08_sampling.ipynb #362ca4c7
 @dataclass
 class Choice:
     "What `accelerate_` decided, and why; `save` and `load` reuse it without timing."
@@ -483,6 +489,7 @@ class Choice:
         try: f = json.loads(Path(path).read_text()); return cls(f["backend"], f["gpu"], pd.DataFrame(f["layers"]).set_index("layer"), {k: tuple(v) for k, v in f["steps"].items()}, f["chosen"], f["failed"], f["dtype"])
         except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f"{path} is not a saved choice ({type(e).__name__}: {e})") from None
 
+# %% ../nbs/08_sampling.ipynb #9e3c9988
 def _swap(model, table, backend):
     "Replace the chosen layers, one at a time."
     for k in table.index[table.use_sparse]: _put(model, k, SparseLinear(model.get_submodule(k), backend, plan=tuple(table.plan[k])))
@@ -503,6 +510,7 @@ def _time_forms(calls, timer, table):
     if not times: raise RuntimeError(f"no form of the model runs: {table.attrs}")
     return times
 
+# %% ../nbs/08_sampling.ipynb #f58692cc
 @torch.no_grad()
 def accelerate_(model:nn.Module, # baked; goes to `dtype` and changes in place
     inputs:tuple, # (x, timesteps, …) as the model takes them, at the batch size of sampling
@@ -545,7 +553,7 @@ def accelerate_(model:nn.Module, # baked; goes to `dtype` and changes in place
     fast.choice = choice
     return fast
 
-# %% ../nbs/08_sampling.ipynb #164c48cf
+# %% ../nbs/08_sampling.ipynb #a9db5bd6
 @torch.no_grad()
 def parity(model:nn.Module, # the baked model at the accelerated one's 16-bit weights, dense
     fast:Replay, # of `accelerate_`
@@ -557,7 +565,7 @@ def parity(model:nn.Module, # the baked model at the accelerated one's 16-bit we
     dense = dict(model.named_modules())
     for k, m in sparse.named_modules():
         if isinstance(m, SparseLinear): hooks.append(m.register_forward_hook(lambda m, x, y, k=k: seen.__setitem__(k, (x[0], y))))
-    try: out = getattr(out := sparse(*inputs), "sample", out)
+    try: out = _output(sparse, inputs)
     finally:
         for h in hooks: h.remove()
     off = lambda y, ref: ((y.double() - ref).norm() / ref.norm()).item()
@@ -565,7 +573,6 @@ def parity(model:nn.Module, # the baked model at the accelerated one's 16-bit we
     for k, (x, y) in seen.items():
         layer = dense[k]; ref = copy.deepcopy(layer).double()(x.double())
         rows.append(dict(layer=k, sparse_error=off(y, ref), dense_error=off(layer(x), ref)))
-    run = lambda m, args: getattr(out := m(*args), "sample", out)
-    exact = run(copy.deepcopy(model).double(), (a if a is None or i == 1 or not a.is_floating_point() else a.double() for i, a in enumerate(inputs)))
-    rows.append(dict(layer="output", sparse_error=off(out, exact), dense_error=off(run(model, inputs), exact)))
+    exact = _output(copy.deepcopy(model).double(), (a if a is None or i == 1 or not a.is_floating_point() else a.double() for i, a in enumerate(inputs)))
+    rows.append(dict(layer="output", sparse_error=off(out, exact), dense_error=off(_output(model, inputs), exact)))
     return pd.DataFrame(rows).set_index("layer")
