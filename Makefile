@@ -22,7 +22,7 @@ test: $(VENV)/ready
 	@$(BIN)/python tests/run.py
 
 gpu-bench: $(VENV)/ready
-	@$(BIN)/python -c "from sparsedm.sampling import probe; print(probe())"
+	@$(BIN)/python -c "from sparsedm.sampling import probe; print(probe())" 2>&1 | tail -1; exit $${PIPESTATUS[0]}
 	@mkdir -p runs/speed; $(BIN)/python -m pytest -q -rs -k gpu tests/test_sampling.py tests/test_kernels.py; checked=$$?; \
 	$(BIN)/papermill --log-level WARNING nbs/runs/speed.ipynb runs/speed/speed.ipynb -p minutes $(MINUTES); timed=$$?; \
 	$(BIN)/papermill --log-level WARNING nbs/bench/masking.ipynb runs/speed/masking.ipynb && exit $$((checked + timed))

@@ -103,8 +103,8 @@ def noise_loss(
     loss = (predict_noise(model, q_sample(x0, t, noise), t, cond).float() - noise).square().flatten(1).mean(1)
     return loss.mean() if reduction=="mean" else loss
 
-# %% ../nbs/02_diffusion.ipynb #1fdd437a
-SAMPLERS = {"dpm-solver": 50, "ddim": 50, "euler-maruyama": 1000} # name: default number of network evaluations per image
+# %% ../nbs/02_diffusion.ipynb #014fd1fd
+SAMPLERS = {"dpm-solver": 50, "dpm-solver-clipped": 50, "ddim": 50, "euler-maruyama": 1000} # name: default number of network evaluations per image
 
 def discrete_betas(
     n:int=1000, # number of steps
@@ -113,11 +113,12 @@ def discrete_betas(
     return (-torch.expm1(-_beta_integral(torch.arange(n+1, dtype=torch.float64)/n).diff())).tolist()
 
 def scheduler(
-    sampler:str="dpm-solver", # "dpm-solver" or "ddim"
+    sampler:str="dpm-solver", # "dpm-solver", "dpm-solver-clipped" or "ddim"
 ): # a new `DPMSolverMultistepScheduler`
     "A fresh diffusers scheduler for the VP-SDE; its step index τ is the time (τ+1)/1000"
     from diffusers import DPMSolverMultistepScheduler # here, because importing it takes seconds
-    kinds = {"dpm-solver": dict(solver_order=2, use_lu_lambdas=True), "ddim": dict(solver_order=1, timestep_spacing="trailing")}
+    second = dict(solver_order=2, use_lu_lambdas=True)
+    kinds = {"dpm-solver": second, "dpm-solver-clipped": dict(second, thresholding=True, sample_max_value=1.), "ddim": dict(solver_order=1, timestep_spacing="trailing")}
     if sampler not in kinds: raise ValueError(f"sampler: one of {', '.join(kinds)} expected, got {sampler!r}")
     return DPMSolverMultistepScheduler(trained_betas=discrete_betas(), algorithm_type="dpmsolver++", **kinds[sampler])
 
@@ -184,12 +185,12 @@ def _checked(seeds, sampler, steps, batch_size, cond):
         if len(v) != len(seeds): raise ValueError(f"cond[{k!r}]: one row per seed, {len(seeds)}, expected, got {len(v)}")
     return seeds, steps, cond
 
-# %% ../nbs/02_diffusion.ipynb #3d1fe597
+# %% ../nbs/02_diffusion.ipynb #77664fea
 def sample(
     model:Callable, # network, see `predict_noise`
     seeds:Sequence[int], # one seed per image
     shape:Sequence[int], # of one image, (C, H, W)
-    sampler:str="dpm-solver", # "dpm-solver", "ddim" or "euler-maruyama"
+    sampler:str="dpm-solver", # row of SAMPLERS
     steps:int|None=None, # network evaluations per image; default 50, 50, 1000
     batch_size:int=256, # images at a time; changes memory and speed, not the images
     device=None, # default: where the model's parameters are

@@ -16,15 +16,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import pandas as pd
 
-# %% ../nbs/12_experiments.ipynb #eca30305
+# %% ../nbs/12_experiments.ipynb #3e18fa5b
 _SETTINGS = {             # smoke          demo            cifar-cpu             cifar
     "data":                ("digits",       "digits",       "cifar10",            "cifar10"),
     "uvit":                ("smoke",        "digits-uvit",  "cifar-uvit-tiny",    "cifar-uvit"),  # presets, see `models.presets`
-    "unet":                ("digits-unet",  "digits-unet",  "",                   "cifar-unet"),
+    "unet":                ("digits-unet",  "digits-unet",  "cifar-unet-small",   "cifar-unet"),
     "half":                ("smoke-half",   "digits-half",  "",                   "cifar-half"),
     "uvit_steps":          (20,             16_000,         7_000,                40_000),        # steps of the dense model
-    "unet_steps":          (6,              10_000,         0,                    40_000),
-    "pretrain_batch":      (16,             64,             64,                   256),
+    "unet_steps":          (6,              10_000,         8_000,                40_000),
+    "uvit_batch":          (16,             64,             64,                   256),           # images per step, likewise
+    "unet_batch":          (16,             64,             32,                   256),
     "pretrain_lr":         (2e-3,           2e-3,           1e-3,                 5e-4),
     "pretrain_warmup":     (10,             100,            300,                  1_000),
     "pretrain_ema":        (.9,             .999,           .999,                 .9995),
@@ -37,7 +38,7 @@ _SETTINGS = {             # smoke          demo            cifar-cpu            
     "points":              (2,              4,              0,                    4),             # evaluations along a learning curve
     "extractor":           ("digits-cnn",   "digits-cnn",   "efficientnet-lite0", "efficientnet-lite0"),
     "n_samples":           (24,             512,            2_000,                10_000),
-    "sampler":             ("dpm-solver",   "dpm-solver",   "dpm-solver",         "dpm-solver"),
+    "sampler":             ("dpm-solver",   "dpm-solver",   "dpm-solver-clipped", "dpm-solver"),
     "sampler_steps":       (4,              16,             16,                   50),
     "seeds":               ((0,),           (0, 1, 2),      (0,),                 (0, 1, 2)),
     "one_start":           (False,          False,          True,                 True),          # one dense model for all seeds
@@ -108,7 +109,7 @@ class Run:
         "The name and a hash of the fields that determine the trained weights: those of measuring are left out."
         return f"{self.name}-{_hash({k: v for k, v in asdict(self).items() if k not in _MEASURING and _ADDED.get(k) != v})}"
 
-# %% ../nbs/12_experiments.ipynb #d0d0d317
+# %% ../nbs/12_experiments.ipynb #9a5ccbbb
 _STE, _IMPROVED, _SHOT = dict(estimator="ste"), dict(estimator="improved"), dict(estimator="fixed")
 METHODS = {  # name: (label in tables, kind, changes); kinds: "pretrain" from scratch, "train" from the dense model, "" not trained
     "dense":                ("No pruning",                                    "pretrain", {}),
@@ -147,13 +148,13 @@ def make_run(scale:str, # see SCALES
     if method not in METHODS: raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     if backbone not in ("uvit", "unet"): raise ValueError(f"backbone must be uvit or unet; got {backbone!r}")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**23: raise ValueError(f"seed must be a whole number from 0 to {2**23 - 1}; got {seed!r}")
-    if not s[backbone]: raise ValueError(f"scale {scale} has no {backbone}")
     one = s["one_start"] and seed != s["seeds"][0]
-    dense = Run(scale, "dense", backbone, s["seeds"][0] if one else seed, s["data"], s[backbone], steps=s[f"{backbone}_steps"], batch_size=s["pretrain_batch"], lr=s["pretrain_lr"], warmup=s["pretrain_warmup"],
+    dense = Run(scale, "dense", backbone, s["seeds"][0] if one else seed, s["data"], s[backbone], steps=s[f"{backbone}_steps"], batch_size=s[f"{backbone}_batch"], lr=s["pretrain_lr"], warmup=s["pretrain_warmup"],
                 ema=s["pretrain_ema"], cooldown=s["pretrain_cooldown"], **{k: s[k] for k in ("extractor", "n_samples", "sampler", "sampler_steps")})
     if method == "dense": return replace(dense, seed=seed, start=dense.id, steps=0) if one else dense   # the one dense model, sampled anew
     _, kind, own = METHODS[method]
     if method.startswith("half"):
+        if not s["half"]: raise ValueError(f"scale {scale} has no half-size network")
         if backbone != "uvit": raise ValueError("the half-size network is a U-ViT; the paper has no half-size UNet")
         half = replace(dense, method=method, model=s["half"], steps=dense.steps if kind else 0)
         return half if not one else replace(half, seed=seed, **(dict(start=half.id, steps=0) if kind else {}))
@@ -162,7 +163,7 @@ def make_run(scale:str, # see SCALES
     common = dict(method=method, seed=seed, start=dense.id, teacher=dense.id, steps=s["steps"] if kind else 0, points=points, cooldown=0., pattern=pattern if sparse else "", **{k: s[k] for k in ("batch_size", "lr", "warmup", "ema")})
     return replace(dense, **{**common, **own, **changes})
 
-# %% ../nbs/12_experiments.ipynb #58774633
+# %% ../nbs/12_experiments.ipynb #7be7e7b7
 NINE = ("31:32", "15:16", "7:8", "3:4", "2:4", "1:4", "1:8", "1:16", "1:32")
 LAMBDA_W = (2e-5, 2e-4, 2e-3, 2e-2, 2e-1)                  # decades around the released value
 UPDATE_LAMBDA_W = (2e-4, 2e-1, 2e1)                        # decoupled: multiplied by the learning rate, so larger
@@ -177,9 +178,8 @@ def _experiments(scale, seed):
     def run(method, pattern="2:4", backbone="uvit", **changes): return make_run(scale, method, seed, backbone, pattern, **changes)
     start = [dict(start="") if random else {} for random in (False, True)]
     s = scale_settings(scale)
-    nets = [b for b in ("uvit", "unet") if s[b]]
     if s["half"]: yield "table1", [run(m) for m in ("dense", "half", "half-random", "asp", "asp-ft")]
-    yield "table2", [run(m, backbone=b) for b in nets for m in TABLE2]
+    yield "table2", [run(m, backbone=b) for b in ("uvit", "unet") for m in TABLE2]
     if s["figures"] == ("table2",): return
     if seed == scale_settings(scale)["seeds"][0]:   # drawn from one model
         for name in ("fig1", "fig4", "fig5"): yield name, [run("ours")]
@@ -303,15 +303,16 @@ def check_record(record:dict, # a record
     if bad := _not_finite({k: v for k, v in record.items() if k != "environment"}, ""): raise ValueError(f"{where}: not finite: {', '.join(bad[:5])}")
     if low := [k for k, v in numbers.items() if v < 0 and not k.startswith("metrics.kid")]: raise ValueError(f"{where}: below zero: {', '.join(low)}")
 
-# %% ../nbs/12_experiments.ipynb #694a61ff
+# %% ../nbs/12_experiments.ipynb #abfd43b5
 def environment()->dict: # what the numbers were computed with
     "Versions, device and commit for a record."
     from importlib.metadata import version
     import torch
+    from sparsedm.training import precision
     try: commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=root()).stdout.strip()
     except OSError: commit = ""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
-    return dict(python=platform.python_version(), **{p: version(p) for p in ("torch", "diffusers", "torch-fidelity")}, device=device, commit=commit or "unknown")
+    return dict(python=platform.python_version(), **{p: version(p) for p in ("torch", "diffusers", "torch-fidelity")}, device=device, precision=precision(), commit=commit or "unknown")
 
 def write_record(run:Run, # the run it belongs to
     **results # metrics, macs, loss, seconds, …

@@ -237,12 +237,13 @@ _UVITS = {              # img p  C  D     depth heads classes clip conv   paper'
     "smoke-half":         (8,  2, 1, 32,   1,  2,  -1,   0,   True,  None),
 }
 
-# %% ../nbs/03_models.ipynb #7bc2a94a
+# %% ../nbs/03_models.ipynb #76c2a5d1
 _UNET = "img_size in_chans channels attention layers norm_groups paper_macs".split()
 _UNETS = {              # img C  channels                   attention at 16×16        layers groups MACs (G)
     "ddpm-cifar10":       (32, 3, (128, 256, 256, 256),      (0, 1, 0, 0),             2,     32,    9.44),
     "ddpm-celeba64":      (64, 3, (128, 256, 256, 256, 512), (0, 0, 1, 0, 0),          2,     32,    9.44),
     "cifar-unet":         (32, 3, (64, 128, 128),            (0, 1, 0),                2,     32,    None),
+    "cifar-unet-small":   (32, 3, (32, 64, 128),             (0, 1, 0),                1,     8,     None),
     "digits-unet":        (8,  1, (32, 32),                  (0, 1),                   1,     8,     None),  # at 4×4
 }
 PRESETS = {name: {"kind": kind, **dict(zip(columns, row))}

@@ -53,7 +53,7 @@ def test_a_changed_byte_in_a_model_is_named_with_its_checksum(repo):
 def test_one_start_for_all_seeds_at_scale_cifar():
     starts = {make_run("cifar", m, s).start for m in ("ours", "dense-ft") for s in (0, 1, 2)}
     assert starts == {make_run("cifar", "dense", 0).id} and make_run("cifar", "dense", 1).start in starts and not make_run("cifar", "dense", 1).steps
-    with pytest.raises(ValueError, match="scale cifar-cpu has no unet"): make_run("cifar-cpu", "ours", backbone="unet")
+    with pytest.raises(ValueError, match="scale cifar-cpu has no half-size network"): make_run("cifar-cpu", "half")
 
 
 def test_sampling_batches_halve_when_memory_is_short(capsys):
