@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import pandas as pd
 
-# %% ../nbs/12_experiments.ipynb #3e18fa5b
+# %% ../nbs/12_experiments.ipynb #8c78dd68
 _SETTINGS = {             # smoke          demo            cifar-cpu             cifar
     "data":                ("digits",       "digits",       "cifar10",            "cifar10"),
     "uvit":                ("smoke",        "digits-uvit",  "cifar-uvit-tiny",    "cifar-uvit"),  # presets, see `models.presets`
@@ -37,7 +37,7 @@ _SETTINGS = {             # smoke          demo            cifar-cpu            
     "ema":                 (.5,             .95,            .98,                  .998),
     "points":              (2,              4,              0,                    4),             # evaluations along a learning curve
     "extractor":           ("digits-cnn",   "digits-cnn",   "efficientnet-lite0", "efficientnet-lite0"),
-    "n_samples":           (24,             512,            2_000,                10_000),
+    "n_samples":           (24,             512,            1_000,                10_000),
     "sampler":             ("dpm-solver",   "dpm-solver",   "dpm-solver-clipped", "dpm-solver"),
     "sampler_steps":       (4,              16,             16,                   50),
     "seeds":               ((0,),           (0, 1, 2),      (0,),                 (0, 1, 2)),
