@@ -303,23 +303,22 @@ def check_record(record:dict, # a record
     if bad := _not_finite({k: v for k, v in record.items() if k != "environment"}, ""): raise ValueError(f"{where}: not finite: {', '.join(bad[:5])}")
     if low := [k for k, v in numbers.items() if v < 0 and not k.startswith("metrics.kid")]: raise ValueError(f"{where}: below zero: {', '.join(low)}")
 
-# %% ../nbs/12_experiments.ipynb #abfd43b5
+# %% ../nbs/12_experiments.ipynb #cb5789e6
 def environment()->dict: # what the numbers were computed with
     "Versions, device and commit for a record."
     from importlib.metadata import version
     import torch
-    from sparsedm.training import precision
     try: commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=root()).stdout.strip()
     except OSError: commit = ""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
-    return dict(python=platform.python_version(), **{p: version(p) for p in ("torch", "diffusers", "torch-fidelity")}, device=device, precision=precision(), commit=commit or "unknown")
+    return dict(python=platform.python_version(), **{p: version(p) for p in ("torch", "diffusers", "torch-fidelity")}, device=device, commit=commit or "unknown")
 
 def write_record(run:Run, # the run it belongs to
     **results # metrics, macs, loss, seconds, …
     )->Path: # the file written
     "Check and write a run's record, atomically."
-    from sparsedm.training import atomic_write
-    record = dict(id=run.id, run=asdict(run), **results, environment=environment())
+    from sparsedm.training import atomic_write, precision
+    record = dict(id=run.id, run=asdict(run), **results, environment=environment() | (dict(precision=precision()) if results.get("loss") else {}))
     path = record_path(run); check_record(record, path.name)
     atomic_write(path, lambda tmp: tmp.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n"))
     return path
@@ -414,7 +413,10 @@ def _gpus():
     import torch
     return torch.cuda.device_count()
 
-# %% ../nbs/12_experiments.ipynb #a26eb107
+# %% ../nbs/12_experiments.ipynb #1a09e5ee
+def _known(scale, names):
+    if unknown := set(names) - set(figures_of(scale)): raise ValueError(f"unknown table or figure {sorted(unknown)[0]!r}; scale {scale} has: {', '.join(figures_of(scale))}")
+
 def run_graph(scale:str, # see SCALES
     names=(), # tables and figures to make; all if empty
     runs=None, # instead: only these runs, no figures
@@ -422,8 +424,7 @@ def run_graph(scale:str, # see SCALES
     dry_run:bool=False, # only say what would run, and why
     ):
     "Run the Snakefile; `RuntimeError` that names the runs that failed (the others still finish)."
-    scale_settings(scale)
-    if unknown := set(names) - set(figures_of(scale)): raise ValueError(f"unknown table or figure {sorted(unknown)[0]!r}; scale {scale} has: {', '.join(figures_of(scale))}")
+    _known(scale, names)
     import fcntl   # here, so that the module imports on any system
     (root()/"runs"/scale).mkdir(parents=True, exist_ok=True)
     cores = cores or (_gpus() if scale_settings(scale)["data"] != "digits" else 0) or os.cpu_count()
@@ -471,12 +472,13 @@ def ensure(runs:list, # the runs whose records are needed
         run_graph(runs[0].scale, runs=missing)
     return read_records(runs)
 
-# %% ../nbs/12_experiments.ipynb #337fc7b3
+# %% ../nbs/12_experiments.ipynb #033e1bdf
 def load_start(run:Run # any run with a dense model
     ): # the dense model, on the CPU, in eval mode
     "The dense model a run starts from (or, started at random, learns from)."
     from sparsedm import training
     dense = find_run(run.start or run.teacher, run.scale)
+    if not model_path(dense).is_file(): raise FileNotFoundError(f"{run.id} starts from {dense.name}, which is not trained yet: run it first, or all of them with `python -m sparsedm.experiments {run.scale} --pretrain`")
     return training.load_model(model_path(dense), run=dense.weights_id).to(_device())
 
 def _device():
@@ -499,14 +501,18 @@ def _on_gpu(model, draw, n, batch=2000):
         try: return draw(Replay(copy.deepcopy(model).to("cuda", torch.bfloat16).eval(), min(batch, n), compile=n >= 1000), min(batch, n))
         except torch.OutOfMemoryError:
             if batch < 2: raise
-            torch.cuda.empty_cache(); batch //= 2; print(f"out of GPU memory: sampling {batch} images at a time", flush=True)
+            torch.cuda.empty_cache(); batch = min(batch, n) // 2; print(f"out of GPU memory: sampling {batch} images at a time", flush=True)
 
 def _cached(path, make):
     "A uint8 tensor from a file, made and written first if it is not there."
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
     from sparsedm.training import atomic_write
-    if not path.is_file(): x = make(); atomic_write(path, lambda tmp: save_file({"samples": x.contiguous()}, str(tmp)))
-    return load_file(path)["samples"]
+    try: return load_file(path)["samples"]
+    except (OSError, KeyError, SafetensorError):   # not there, or damaged
+        if make is None: raise
+    x = make(); atomic_write(path, lambda tmp: save_file({"samples": x.contiguous()}, str(tmp)))
+    return x
 
 def load_samples(run:Run # with a record
     )->"Tensor": # the first (up to) 256 uint8 images it was measured with
@@ -522,10 +528,10 @@ def _training_images(run):
     real = data.load_images(run.data)
     if run.train_on == "data": return real
     draw = lambda: transfer.teacher_samples(load_start(run), len(real), tuple(real.images.shape[1:]), run.seed * 10**6 + 500_000, run.sampler, run.sampler_steps).images   # seeds that no evaluation uses
-    drawn = _cached(root()/"runs"/run.scale/run.teacher/"teacher-samples.safetensors", draw)
+    drawn = _cached(root()/"runs"/run.scale/run.teacher/f"teacher-samples-s{run.seed}.safetensors", draw)
     return data.Images(drawn if run.train_on == "teacher" else torch.cat([real.images, drawn]), None, f"{run.data}, {run.train_on}", "train")
 
-# %% ../nbs/12_experiments.ipynb #43b6777f
+# %% ../nbs/12_experiments.ipynb #0960de49
 def _watch(run, path):
     "An `on_step` for `train` that fills {'flips': [[step, share]], 'curve': [{step, fid}]} in `path`."
     import copy
@@ -534,19 +540,20 @@ def _watch(run, path):
     every, points, before = max(2, run.steps // 20), {round(run.steps * i / max(run.points, 1)) for i in range(run.points + 1)} if run.points else set(), []
 
     def masks(model): return [masking.nm_mask(m.parametrizations.weight.original.detach(), m.parametrizations.weight[0].pattern) for m in ste.sparse_layers(model).values()]
+    def keep(): training.atomic_write(path, lambda tmp: tmp.write_text(json.dumps(seen)))
     def on_step(step, model, ema):
         if step == 0 or not on_step.started:   # after a resume, what lies ahead is measured again
             for k, at in (("flips", lambda r: r[0]), ("curve", lambda r: r["step"])): seen[k][:] = [r for r in seen[k] if at(r) <= step]
         on_step.started = True
         if run.estimator in ("ste", "improved"):
             if step % every == 0 and before:
-                now = masks(model); seen["flips"].append([step, sum((a != b).sum().item() for a, b in zip(before, now)) / sum(a.numel() for a in now)])
+                now = masks(model); seen["flips"].append([step, sum((a != b).sum().item() for a, b in zip(before, now)) / sum(a.numel() for a in now)]); keep()
             before[:] = masks(model) if (step + 1) % every == 0 else []
         if step in points and not any(r["step"] == step for r in seen["curve"]):
             x = _samples(_plain(ema), run, run.n_samples // 2)
             score = metrics.evaluate(x, data.load_images(run.data).images, run.extractor, ("fid",), device=_device())
             seen["curve"].append(dict(step=step, fid=score["fid"], n_samples=len(x)))
-            training.atomic_write(path, lambda tmp: tmp.write_text(json.dumps(seen)))
+            keep()
     on_step.started, on_step.seen = False, seen
     return on_step
 
@@ -556,7 +563,7 @@ def _plain(model):
     from sparsedm import ste
     return ste.bake_(copy.deepcopy(model)).eval() if ste.sparse_layers(model) else model.eval()
 
-# %% ../nbs/12_experiments.ipynb #7565ca03
+# %% ../nbs/12_experiments.ipynb #a912be0b
 def _prune(run, model):
     "Make the dense model what training starts from."
     from sparsedm import data, ste
@@ -575,7 +582,7 @@ def execute_training(run:Run, # what to do
     import torch
     from sparsedm import diffusion, models, training, transfer
     began, folder, pretrain = time.perf_counter(), run_folder(run), _pretrained(run)
-    if pretrain and model_path(run).is_file():
+    if pretrain and model_path(run).is_file() and (model_path(run) == kept_path(run) or not (folder/"checkpoint.safetensors").is_file()):
         model = training.load_model(model_path(run), run=run.weights_id)
         return model, [], {"flips": [], "curve": []}, 0.
     torch.manual_seed(run.seed)
@@ -591,13 +598,13 @@ def execute_training(run:Run, # what to do
             if switch: switch(*args)
             watch(*args)
             if time.monotonic() > deadline: raise TimeIsUp(run.id)
-        model, log = training.train(model, _training_images(run), cfg, folder, loss_fn, on_step=on_step, progress=progress)
-        losses = log.loss.tolist()
+        images, ready = _training_images(run), time.perf_counter()
+        model, log = training.train(model, images, cfg, folder, loss_fn, on_step=on_step, progress=progress)
+        losses = log.loss.tolist(); began += time.perf_counter() - ready - log.attrs["seconds"]   # parts before an interruption count
     training.save_model(model, folder/"model.safetensors", run=run.weights_id)
-    (folder/"checkpoint.safetensors").unlink(missing_ok=True)   # four times the size, and of no more use
     return model.eval(), losses, watch.seen, time.perf_counter() - began
 
-# %% ../nbs/12_experiments.ipynb #0a7d6589
+# %% ../nbs/12_experiments.ipynb #62722156
 TIMES = tuple((i + .5) / 10 for i in range(10))
 
 def loss_by_time(model, run, n=128)->list: # noise-prediction loss at each of TIMES
@@ -620,19 +627,21 @@ def execute_evaluation(run:Run, # what was done
     scores["metric_seed"] = scores.pop("seed")   # of KID's subsets; the run has a seed of its own
     if run.teacher:
         n = min(256, run.n_samples)
-        dense = _cached(root()/"runs"/run.scale/run.teacher/f"first-{n}.safetensors", lambda: _samples(load_start(run), run, n))
+        dense = _cached(root()/"runs"/run.scale/run.teacher/f"first-{n}-s{run.seed}.safetensors", lambda: _samples(load_start(run), run, n))
         scores |= dict(dense_mse=metrics.paired_distance(x[:n], dense)["mse"], dense_n=n)
     return x, scores, metrics.macs_summary(model, (1, *images.images.shape[1:])), loss_by_time(plain, run), dict(evaluate=time.perf_counter() - began, sample=drawn)
 
-# %% ../nbs/12_experiments.ipynb #faf23b19
+# %% ../nbs/12_experiments.ipynb #94664b4b
 def _floor(run):
     "FID of real images against other real ones, kept per scale: its features take longer than a run's."
     from sparsedm import metrics, training
-    path = root()/"runs"/run.scale/f"floor-{run.data}-{run.extractor}.json"
-    if not path.is_file():
-        fid = metrics.score_floor(run.data, extractor=run.extractor, metrics=("fid",), device=_device())["fid"]
-        training.atomic_write(path, lambda tmp: tmp.write_text(json.dumps(dict(fid=fid))))
-    return json.loads(path.read_text())["fid"]
+    n = run.n_samples if run.data == "cifar10" else None   # as many as are drawn; the digits' halves are what there is
+    path = root()/"runs"/run.scale/f"floor-{run.data}-{run.extractor}-{n or 'all'}.json"
+    try: return float(json.loads(path.read_text())["fid"])
+    except (OSError, ValueError, KeyError, TypeError): pass   # not there, or damaged
+    fid = metrics.score_floor(run.data, n=n, extractor=run.extractor, metrics=("fid",), device=_device())["fid"]
+    training.atomic_write(path, lambda tmp: tmp.write_text(json.dumps(dict(fid=fid))))
+    return fid
 
 _PEAK = {}
 
@@ -647,7 +656,7 @@ def _throughput(run, macs, losses, seconds):
         if losses: found["train_share"] = (6e9 + 2e9 * bool(run.lambda_teacher)) * macs["attention"] * found["train_images_s"] / _PEAK["tflops"] / 1e12
     return found
 
-# %% ../nbs/12_experiments.ipynb #52e33b20
+# %% ../nbs/12_experiments.ipynb #1c2bc9f2
 def do_run(run:Run, # what to do
     progress:bool=False, # show a bar for its training
     deadline:float=math.inf, # on the monotonic clock; its training stops there with `TimeIsUp`, to be resumed
@@ -671,15 +680,15 @@ def do_run(run:Run, # what to do
         except TimeIsUp: raise
         except Exception as e:
             (folder/"error.txt").write_text(f"{traceback.format_exc()}\n{type(e).__name__}: {e}\n"); raise
-        (folder/"error.txt").unlink(missing_ok=True)
+        for left in ("error.txt", "checkpoint.safetensors"): (folder/left).unlink(missing_ok=True)   # only now: whatever stops the measuring does not cost the training
     return read_records([run])[0]
 
-# %% ../nbs/12_experiments.ipynb #ef6bb690
+# %% ../nbs/12_experiments.ipynb #19db39ab
 def _pretrain(scale):
     "Train the dense and half-size models of a scale and keep them in data/checkpoints."
     for run in (r for r in runs_of(scale) if _pretrained(r)):
         if kept_path(run).is_file(): print(f"{kept_path(run).name} is there; delete it to train it again"); continue
-        execute_training(run); _keep(run)
+        execute_training(run); _keep(run); (run_folder(run)/"checkpoint.safetensors").unlink(missing_ok=True)
 
 def _keep(run):
     "Copy a pretrained model to data/checkpoints, in 16 bit if it would be over 16 MB."
@@ -689,7 +698,7 @@ def _keep(run):
     if own.stat().st_size > 16e6: training.save_model(training.load_model(own, run=run.weights_id).half(), kept_path(run), run=run.weights_id); return
     training.atomic_write(kept_path(run), lambda tmp: shutil.copy(own, tmp))
 
-# %% ../nbs/12_experiments.ipynb #f4719c70
+# %% ../nbs/12_experiments.ipynb #579268f4
 class TimeIsUp(Exception): "The budget of `drive` is spent."
 
 def drive(scale:str, # see SCALES
@@ -699,7 +708,9 @@ def drive(scale:str, # see SCALES
     "Do the undone runs of a scale one after the other in this process, by importance: for one GPU, without paying any start-up twice."
     import torch
     from tqdm import tqdm
-    scale_settings(scale); deadline, cost = time.monotonic() + 60 * minutes, {}
+    from sparsedm import data
+    _known(scale, names); deadline, cost = time.monotonic() + 60 * minutes, {}
+    data.load_images(scale_settings(scale)["data"])   # if they are missing, it is said once
     wanted = list({r.id: r for n in names or figures_of(scale) for r in runs_needed(scale, n)}.values())
     wanted = [r for r in runs_of(scale) if r in wanted]   # by importance
     starts = {s for r in wanted if not record_path(r).is_file() for s in (r.start, r.teacher) if s}
@@ -719,10 +730,10 @@ def drive(scale:str, # see SCALES
             if _pretrained(run) and not kept_path(run).is_file() and scale_settings(scale)["one_start"]: _keep(run)
         if torch.cuda.is_available(): torch.cuda.empty_cache()
     left = [r for r in wanted if not record_path(r).is_file()]
-    print(f"{len(wanted) - len(left)} of {len(wanted)} runs of scale {scale} have a record" + (f"; {len(failed)} failed" if failed else "") + (f"; next: {left[0].id}" if left else ""))
+    print(f"{len(wanted) - len(left)} of {len(wanted)} runs of scale {scale} have a record" + (f"; {len(failed)} failed" if failed else "") + (f"; next: {next(r for r in todo if not record_path(r).is_file()).id}" if left else ""))
     return left
 
-# %% ../nbs/12_experiments.ipynb #d2ada06f
+# %% ../nbs/12_experiments.ipynb #f1ada3f8
 def _main():
     import argparse
     p = argparse.ArgumentParser(prog="python -m sparsedm.experiments", description="Make every table and figure of a scale.")
@@ -734,7 +745,15 @@ def _main():
     p.add_argument("--pretrain", action="store_true", help="instead, train the dense models that everything starts from")
     a = p.parse_args()
     if a.minutes is not None and not a.minutes > 0: p.error(f"--minutes must be above 0; got {a.minutes}")
-    try: _pretrain(a.scale) if a.pretrain else drive(a.scale, a.minutes, a.only) if a.minutes else run_graph(a.scale, a.only, cores=a.cores, dry_run=a.dry_run)
+    if a.cores < 0: p.error(f"--cores must be 0 or more; got {a.cores}")
+    if a.pretrain and (a.minutes or a.only or a.dry_run or a.cores): p.error("--pretrain goes with no other option")
+    if a.minutes and (a.dry_run or a.cores): p.error("--minutes goes with --only alone")
+    try:
+        from sparsedm.training import precision
+        precision()   # a wrong value of accelerate's variable is said at once
+        if a.pretrain: _pretrain(a.scale)
+        elif not a.minutes: run_graph(a.scale, a.only, cores=a.cores, dry_run=a.dry_run)
+        elif any(map(why_missing, drive(a.scale, a.minutes, a.only))): sys.exit(1)
     except (RuntimeError, FileNotFoundError, ValueError) as e: sys.exit(f"sparsedm: {e}")
     except KeyboardInterrupt: sys.exit("sparsedm: interrupted; start again to go on")
 

@@ -356,15 +356,16 @@ def evaluate(
     return scores | dict(extractor=extractor, extractor_sha=sha, n_samples=len(samples), n_reference=len(reference), reference_sha=fingerprint(reference),
                          seed=seed, library=f"torch-fidelity {version('torch-fidelity')}")
 
-# %% ../nbs/05_metrics.ipynb #edf1c23f
+# %% ../nbs/05_metrics.ipynb #52b996fd
 def score_floor(
     name:str="digits", # a data set of `load_images` that needs no size, "digits" or "cifar10"
     path=None, # as for `load_images`
+    n:int|None=None, # images to score; all by default
     **kwargs, # extractor, metrics, weights, device, seed and progress of `evaluate`
     )->dict: # as `evaluate`
     "Score real images against other real images: the test against the training set, or where there is none one half against the other."
     some, others = ("test", "train") if "test" in DATASETS.get(name, ((), ()))[1] else ("a", "b")
-    return evaluate(load_images(name, some, path).images, load_images(name, others, path).images, **kwargs)
+    return evaluate(load_images(name, some, path).images[:n], load_images(name, others, path).images, **kwargs)
 
 # %% ../nbs/05_metrics.ipynb #5a2ad2a2
 def paired_distance(

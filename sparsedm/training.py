@@ -58,7 +58,7 @@ def atomic_write(path, # final name; its folder is created
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/06_training.ipynb #b908d3da
+# %% ../nbs/06_training.ipynb #bec6a82c
 def _save_tensors(path, tensors, meta):
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     meta = {"sha256": _checksum(tensors), **meta}
@@ -78,7 +78,8 @@ def _load_tensors(path):
         with safe_open(str(path), "pt") as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except SafetensorError as e: raise ValueError(f"{path} is damaged or not a safetensors file ({e}); restore it, or delete it to have it made again") from None
     if meta.get("format") != "sparsedm": raise ValueError(f"{path} is a safetensors file, but sparsedm did not write it")
-    meta = {k: json.loads(v) for k, v in meta.items() if k != "format"}
+    try: meta = {k: json.loads(v) for k, v in meta.items() if k != "format"}
+    except ValueError: raise ValueError(f"{path} is damaged: its metadata are not JSON; restore it, or delete it to have it made again") from None
     if (want := meta.pop("sha256", None)) and (got := _checksum(tensors)) != want: raise ValueError(f"{path} is damaged: its checksum is {got[:12]}…, it was written with {want[:12]}…; restore it, or delete it to have it made again")
     return tensors, meta
 
@@ -153,19 +154,20 @@ def _learning_rate(cfg, step):
     up, down = (step + 1) / max(cfg.warmup, 1), (cfg.steps - step) / (cfg.cooldown * cfg.steps) if cfg.cooldown else 1.
     return cfg.lr * min(1., up, down)
 
-# %% ../nbs/06_training.ipynb #85034e04
-def _save_checkpoint(path, step, cfg, model, ema, optimizer, losses):
+# %% ../nbs/06_training.ipynb #2b5ee0b9
+def _recipe(cfg, model): return json.loads(json.dumps({"config": asdict(cfg) | {"precision": precision()}, **_describe(model)}))
+
+def _save_checkpoint(path, step, cfg, model, ema, optimizer, losses, seconds):
     state = {f"optim.{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
     state |= {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in ema.state_dict().items()}
-    _save_tensors(path, state | {"losses": torch.tensor(losses)}, {"step": step, "config": asdict(cfg), **_describe(model)})
+    _save_tensors(path, state | {"losses": torch.tensor(losses)}, {"step": step, "seconds": seconds, **_recipe(cfg, model)})
 
 def _load_checkpoint(path, cfg, model, ema, optimizer, on_step):
-    "Restore everything in place; returns (step, losses)."
+    "Restore everything in place; returns (step, losses, seconds of training so far)."
     state, meta = _load_tensors(path)
     if "step" not in meta or "losses" not in state: raise ValueError(f"{path} is not a checkpoint of a training")
     on_step(meta["step"], model, ema.module)   # a schedule sets the pattern of that step before anything is compared
-    want = json.loads(json.dumps({"config": asdict(cfg), **_describe(model)}))
-    for part, now in want.items():
+    for part, now in _recipe(cfg, model).items():
         then = meta.get(part, {})
         if diff := [k for k in sorted(set(now) | set(then)) if now.get(k) != then.get(k)]:
             raise ValueError(f"{path} belongs to another run: {part} {diff[0]} was {then.get(diff[0])!r}, now {now.get(diff[0])!r}")
@@ -174,20 +176,23 @@ def _load_checkpoint(path, cfg, model, ema, optimizer, on_step):
     optim = {}
     for k, v in part("optim.").items(): i, name = k.split(".", 1); optim.setdefault(int(i), {})[name] = v
     optimizer.load_state_dict({"state": optim, "param_groups": optimizer.state_dict()["param_groups"]})
-    return meta["step"], state["losses"].tolist()
+    on_step(meta["step"], model, ema.module)   # once more, for those who look at the weights
+    return meta["step"], state["losses"].tolist(), meta["seconds"]
 
-# %% ../nbs/06_training.ipynb #700a2edc
-def precision()->str: # "bf16", "no" for float32, or what accelerate's variable names
+# %% ../nbs/06_training.ipynb #388e449c
+def precision()->str: # "bf16", or "no" for float32
     "What training computes in."
     if torch.cuda.is_available() and torch.cuda.is_bf16_supported(): return "bf16"
-    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    named = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
+    if named not in ("no", "bf16"): raise ValueError(f"ACCELERATE_MIXED_PRECISION must be no or bf16 here; got {named!r}")
+    return named
 
 def _accelerator(): return Accelerator(mixed_precision=precision())
 
 def _resume_or_start(folder, cfg, model, ema, optimizer, on_step):
     path = folder/"checkpoint.safetensors" if folder else None
     if path and path.exists(): return _load_checkpoint(path, cfg, model, ema, optimizer, on_step)
-    on_step(0, model, ema.module); return 0, []
+    on_step(0, model, ema.module); return 0, [], 0.
 
 def _check_finite(losses, first, folder):
     for i, l in enumerate(losses):
@@ -195,17 +200,17 @@ def _check_finite(losses, first, folder):
             kept = f"; the checkpoint in {folder} is from before" if folder else ""
             raise FloatingPointError(f"the loss is {l} at step {first + i}{kept}. Lower the learning rate or check the data")
 
-# %% ../nbs/06_training.ipynb #11babe71
+# %% ../nbs/06_training.ipynb #28efd6ed
 def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`, sparse or not
     images:Images, # training images
     cfg:TrainConfig, # the recipe
     folder=None, # where the checkpoint lives; None: nothing is written and nothing resumed
     loss_fn=noise_loss, # (model, x_0, t, noise) -> scalar
-    save_every:int=500, # steps between checkpoints
+    save_every:int=500, # steps between checkpoints; in a single process also every minute, and when on_step raises
     log_every:int=20, # steps between looks at the loss
     on_step=lambda step, model, ema: None, # called with the steps done: before the first, and after each
     progress:bool=True, # show a bar with loss and images per second
-    )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss)
+    )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss; its .attrs["seconds"] count all parts of an interrupted training)
     "Train or resume; on a CPU a resumed run ends bit for bit where an unbroken one ends."
     acc, folder = _accelerator(), Path(folder) if folder else None
     if folder: _describe(model)   # a model that cannot be saved is refused before it is trained
@@ -214,11 +219,12 @@ def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`,
     model = model.to(acc.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)).requires_grad_(False)
-    start, losses = _resume_or_start(folder, cfg, model, ema, optimizer, on_step)
+    start, losses, before = _resume_or_start(folder, cfg, model, ema, optimizer, on_step)
     add_masked_decay_(optimizer, model, cfg.decay)
     net, opt = acc.prepare(torch.compile(model) if cfg.compile else model, optimizer)
     pixels = images.images.to(acc.device) if images.images.nbytes < 2**32 else images   # a small data set lives on the GPU
-    pending, micro, began = [], cfg.batch_size, time.perf_counter()
+    pending, micro, began, saved, stop = [], cfg.batch_size, time.perf_counter(), time.monotonic(), None
+    spent = lambda: before + time.perf_counter() - began
     bar = tqdm(total=cfg.steps, initial=start, desc="train", unit="step", mininterval=2, disable=not (progress and acc.is_main_process))
     for step in range(start, cfg.steps):
         x0, t, noise = _batch(pixels, cfg, step, acc.process_index, acc.num_processes, acc.device)
@@ -226,18 +232,22 @@ def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`,
         loss, micro = _backward(loss_fn, net, (x0, t, noise), micro, acc, cfg.loss_scale)
         if cfg.loss_scale != 1: torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], cfg.loss_scale)
         opt.step(); opt.zero_grad()
-        ema.update_parameters(model); on_step(step + 1, model, ema.module)
-        pending.append(loss); bar.update()
-        last, save = step + 1 == cfg.steps, folder and (step + 1) % save_every == 0
+        ema.update_parameters(model); pending.append(loss); bar.update()
+        try: on_step(step + 1, model, ema.module)
+        except Exception as e: stop = e   # what is done is saved first
+        due = acc.num_processes == 1 and (stop or time.monotonic() - saved > 60)
+        last, save = step + 1 == cfg.steps, folder and ((step + 1) % save_every == 0 or due)
         if last or save or len(pending) == log_every:
             new = acc.reduce(torch.stack(pending).float(), "mean").tolist(); pending = []
             _check_finite(new, step + 1 - len(new), folder)
             losses += new
             bar.set_postfix_str(f"loss {sum(new) / len(new):.4f}, {(step + 1 - start) * cfg.batch_size / (time.perf_counter() - began):,.0f} images/s", refresh=False)
         if (last or save) and folder and acc.is_main_process:
-            _save_checkpoint(folder/"checkpoint.safetensors", step + 1, cfg, model, ema, optimizer, losses)
+            _save_checkpoint(folder/"checkpoint.safetensors", step + 1, cfg, model, ema, optimizer, losses, spent()); saved = time.monotonic()
+        if stop: raise stop
     bar.close(); acc.wait_for_everyone()
-    return ema.module.requires_grad_(True).eval(), pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})
+    log = pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses}); log.attrs["seconds"] = spent()
+    return ema.module.requires_grad_(True).eval(), log
 
 # %% ../nbs/06_training.ipynb #df673eae
 def _main():
