@@ -220,7 +220,7 @@ def _check_switchable(model, patterns):
         for p in patterns:
             if why := why_dense(m.parametrizations.weight.original.shape, p): raise ValueError(f"{k} cannot be {p}: {why}")
 
-# %% ../nbs/09_baselines.ipynb #b9b67f87
+# %% ../nbs/09_baselines.ipynb #b508eed9
 def switch_patterns(patterns, # a key of SCHEDULES, or patterns in order
     steps:int, # of the whole training
     released:bool=False, # freeze the EMA at the first switch, as the authors' scripts do by accident
@@ -231,7 +231,7 @@ def switch_patterns(patterns, # a key of SCHEDULES, or patterns in order
     for p in patterns: parse_pattern(p)
     if not 1 <= len(patterns) <= steps: raise ValueError(f"steps must be at least the number of patterns, {len(patterns)} (and that at least 1); got {steps}")
     stage = lambda step: min(step * len(patterns) // steps, len(patterns) - 1)
-    last, frozen = [None], {}
+    last, frozen = [None, None], {}   # step and model
     keep = lambda ema: frozen.update({k: v.detach().clone() for k, v in ema.state_dict().items()})
 
     def begin(step, model, ema):
@@ -241,7 +241,8 @@ def switch_patterns(patterns, # a key of SCHEDULES, or patterns in order
             handle = ema.register_load_state_dict_post_hook(caught)
 
     def on_step(step, model, ema):
-        first, last[0] = last[0] is None or step != last[0] + 1, step
+        first = last[1] is not model or step not in (last[0], last[0] + 1)   # a resumed training calls twice for its step
+        last[:] = step, model
         if first: begin(step, model, ema)
         for m in (model, ema) if first or not released else (): _set_pattern(m, patterns[0 if released else stage(step)])
         if first or not released or not stage(step): return
