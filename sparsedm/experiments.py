@@ -472,13 +472,13 @@ def ensure(runs:list, # the runs whose records are needed
         run_graph(runs[0].scale, runs=missing)
     return read_records(runs)
 
-# %% ../nbs/12_experiments.ipynb #033e1bdf
+# %% ../nbs/12_experiments.ipynb #b901a4a5
 def load_start(run:Run # any run with a dense model
     ): # the dense model, on the CPU, in eval mode
     "The dense model a run starts from (or, started at random, learns from)."
     from sparsedm import training
     dense = find_run(run.start or run.teacher, run.scale)
-    if not model_path(dense).is_file(): raise FileNotFoundError(f"{run.id} starts from {dense.name}, which is not trained yet: run it first, or all of them with `python -m sparsedm.experiments {run.scale} --pretrain`")
+    if not model_path(dense).is_file(): raise FileNotFoundError(f"{run.id} starts from {dense.name}, which is not trained yet (no {model_path(dense)}): run it first, or all of them with `python -m sparsedm.experiments {run.scale} --pretrain`")
     return training.load_model(model_path(dense), run=dense.weights_id).to(_device())
 
 def _device():
