@@ -563,7 +563,7 @@ def _plain(model):
     from sparsedm import ste
     return ste.bake_(copy.deepcopy(model)).eval() if ste.sparse_layers(model) else model.eval()
 
-# %% ../nbs/12_experiments.ipynb #a912be0b
+# %% ../nbs/12_experiments.ipynb #6df40c79
 def _prune(run, model):
     "Make the dense model what training starts from."
     from sparsedm import data, ste
@@ -587,6 +587,7 @@ def execute_training(run:Run, # what to do
         return model, [], {"flips": [], "curve": []}, 0.
     torch.manual_seed(run.seed)
     model, losses, watch = _prune(run, load_start(run) if run.start else models.build_model(run.model)), [], _watch(run, folder/"along.json")
+    seconds = time.perf_counter() - began
     if run.steps:
         cfg = training.TrainConfig(run.steps, run.batch_size, run.lr, run.warmup, run.weight_decay, ema=run.ema, cooldown=run.cooldown, flip=run.data == "cifar10", seed=run.seed, compile=_device() == "cuda" and run.data != "digits", decay=run.decay, loss_scale=run.loss_scale)
         loss_fn = transfer.transfer_loss(load_start(run), run.lambda_teacher, run.lambda_noise) if run.lambda_teacher else diffusion.noise_loss
@@ -598,11 +599,10 @@ def execute_training(run:Run, # what to do
             if switch: switch(*args)
             watch(*args)
             if time.monotonic() > deadline: raise TimeIsUp(run.id)
-        images, ready = _training_images(run), time.perf_counter()
-        model, log = training.train(model, images, cfg, folder, loss_fn, on_step=on_step, progress=progress)
-        losses = log.loss.tolist(); began += time.perf_counter() - ready - log.attrs["seconds"]   # parts before an interruption count
+        model, log = training.train(model, _training_images(run), cfg, folder, loss_fn, on_step=on_step, progress=progress)
+        losses, seconds = log.loss.tolist(), seconds + log.attrs["seconds"]   # with the parts before an interruption
     training.save_model(model, folder/"model.safetensors", run=run.weights_id)
-    return model.eval(), losses, watch.seen, time.perf_counter() - began
+    return model.eval(), losses, watch.seen, seconds
 
 # %% ../nbs/12_experiments.ipynb #62722156
 TIMES = tuple((i + .5) / 10 for i in range(10))

@@ -200,7 +200,7 @@ def _check_finite(losses, first, folder):
             kept = f"; the checkpoint in {folder} is from before" if folder else ""
             raise FloatingPointError(f"the loss is {l} at step {first + i}{kept}. Lower the learning rate or check the data")
 
-# %% ../nbs/06_training.ipynb #28efd6ed
+# %% ../nbs/06_training.ipynb #6d317cbf
 def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`, sparse or not
     images:Images, # training images
     cfg:TrainConfig, # the recipe
@@ -208,7 +208,7 @@ def train(model:torch.nn.Module, # trained in place; built by `sparsedm.models`,
     loss_fn=noise_loss, # (model, x_0, t, noise) -> scalar
     save_every:int=500, # steps between checkpoints; in a single process also every minute, and when on_step raises
     log_every:int=20, # steps between looks at the loss
-    on_step=lambda step, model, ema: None, # called with the steps done: before the first, and after each
+    on_step=lambda step, model, ema: None, # called with the steps done: before the first, and after each; a resumed training calls it twice first, before weights are restored (for schedules of patterns) and after
     progress:bool=True, # show a bar with loss and images per second
     )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss; its .attrs["seconds"] count all parts of an interrupted training)
     "Train or resume; on a CPU a resumed run ends bit for bit where an unbroken one ends."
