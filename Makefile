@@ -1,7 +1,7 @@
 # make reproduce   every table and figure at demo scale (SCALE=… for another), in its own environment
 # make test        nbdev_test on the notebooks, then pytest
 # make gpu-bench   on a CUDA GPU: checks the kernels, times masks and sampling, writes data/records/speed (under 9 minutes; again: goes on)
-# make check       export and clean leave no difference (run before a commit)
+# make check       export, clean and README leave no difference (run before a commit)
 SHELL := /bin/bash
 PYTHON ?= python3
 SCALE ?= demo
@@ -16,22 +16,26 @@ MINUTES ?= 5
 .PHONY: reproduce test gpu-bench check readme lock clean
 
 reproduce: $(VENV)/ready
-	@$(BIN)/python -m sparsedm.experiments $(SCALE)
+	@$(BIN)/python -m sparsedm.files $(SCALE) || $(BIN)/python -m sparsedm.experiments $(SCALE)
 
 test: $(VENV)/ready
 	@$(BIN)/python tests/run.py
 
 gpu-bench: $(VENV)/ready
-	@$(BIN)/python -c "from sparsedm.sampling import probe; print(probe())" 2>&1 | tail -1; exit $${PIPESTATUS[0]}
-	@mkdir -p runs/speed; $(BIN)/python -m pytest -q -rs -k gpu tests/test_sampling.py tests/test_kernels.py; checked=$$?; \
+	@$(BIN)/python -c "from sparsedm.gpu import probe; print(probe())" 2>&1 | tail -1; exit $${PIPESTATUS[0]}
+	@mkdir -p runs/speed; $(BIN)/python -m pytest -q -rs -k gpu tests/test_gpu.py tests/test_kernels.py; checked=$$?; \
 	$(BIN)/papermill --log-level WARNING nbs/runs/speed.ipynb runs/speed/speed.ipynb -p minutes $(MINUTES); timed=$$?; \
 	$(BIN)/papermill --log-level WARNING nbs/bench/masking.ipynb runs/speed/masking.ipynb && exit $$((checked + timed))
 
 check: $(VENV)/ready
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(MAKE) --no-print-directory readme && git diff --exit-code -- nbs sparsedm README.md
 
+# executed, as its numbers are read from records and figures
+README ?= README.md
+INDEX := --execute --to markdown --no-prompt --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=computed
 readme: $(VENV)/ready
-	@$(BIN)/jupyter nbconvert --to markdown --no-prompt --log-level ERROR --stdout nbs/index.ipynb | sed "s|\.\./figures/|figures/|g" > README.md
+	@set -o pipefail; $(BIN)/jupyter nbconvert $(INDEX) --log-level ERROR --stdout nbs/index.ipynb \
+	| sed -E "s|\]\(([a-z0-9_/]+\.ipynb)\)|](nbs/\1)|g; s|\]\(\.\./|](|g" | cat -s > $(README).tmp && mv $(README).tmp $(README)
 
 # exact versions of everything, for Python 3.10 to 3.13
 lock: $(VENV)/ready

@@ -1,49 +1,34 @@
-# The graph: run → record → table and figures. `make reproduce` calls it; `python -m sparsedm.experiments demo --dry-run` says what would run, and why.
-# A run is done only when its record is missing: changing a notebook that draws never trains again.
-import json, sys
-from pathlib import Path
-from sparsedm.experiments import figures_of, make_plan, record_path, runs_needed, runs_of, scale_settings
+# The graph: run → record → tables and figures. `make reproduce` calls it through sparsedm.experiments, which writes the job it reads;
+# alone, `snakemake --cores 2 --config scale=demo` makes its own. A run is done only when its record is missing.
+import shlex, sys
+from sparsedm.graph import read_job
 
-SCALE = config.get("scale", "demo")
-scale_settings(SCALE)  # an unknown scale stops here, with the known names
-# The plan deals missing runs out in batches. It is kept in a file, so that a job started on another machine reads the same one.
-PLAN = json.loads(Path(config["plan"]).read_text()) if "plan" in config else make_plan(runs_of(SCALE))
-BATCHES = {b["name"]: b for b in PLAN}
-BATCH_OF = {run: b["name"] for b in PLAN for run in b["runs"]}
-EXECUTED = "runs/{scale}/batches/{name}.ipynb"
-PAPERMILL = f"OMP_NUM_THREADS={{threads}} {sys.executable} -m papermill --log-level WARNING --no-progress-bar"
+JOB = read_job(config)
+SCALE, BATCHES = JOB["scale"], JOB["batches"]
+EXECUTED = f"runs/{SCALE}/batches/{{name}}.ipynb"
+PYTHON = f"OMP_NUM_THREADS={{threads}} {shlex.quote(sys.executable)}"
 
-wildcard_constraints:
-    scale=r"[a-z0-9-]+",
+def executed(names): return [EXECUTED.format(name=name) for name in names]
 
 rule all:
-    input: [f"runs/{SCALE}/{name}.ipynb" for name in figures_of(SCALE)]
+    input: executed(BATCHES), [f"runs/{SCALE}/drawn-{i}.txt" for i in range(len(JOB["drawing"]))]
 
-# A batch succeeds when each of its runs has a record or an error.txt: a run that fails stops neither its batch nor the figures without it.
+# A batch succeeds when each of its runs has a record or an error.txt: a run that fails stops neither its batch nor the tables without it.
 rule batch:
-    input: lambda w: [EXECUTED.format(scale=w.scale, name=b) for b in BATCHES[w.name]["after"]]
+    input: lambda w: executed(BATCHES[w.name]["after"])
     output: EXECUTED
-    log: "runs/{scale}/batches/{name}.txt"
-    params: runs=lambda w: " ".join(BATCHES[w.name]["runs"])
+    log: f"runs/{SCALE}/batches/{{name}}.txt"
+    params: runs=lambda w: " ".join(BATCHES[w.name]["runs"]), job=JOB["job"]
     retries: 1   # if its process was killed; finished runs are not repeated
     shell:
-        PAPERMILL + " nbs/runs/train.ipynb {output} -r scale {wildcards.scale} -r runs '{params.runs}' > {log} 2>&1"
-        " || {{ tail -n 25 {log} >&2; exit 1; }}"
+        PYTHON + " -m papermill --log-level WARNING --no-progress-bar nbs/runs/train.ipynb {output:q}"
+        f" -r scale {SCALE}" " -r runs {params.runs:q} -r job {params.job:q} > {log:q} 2>&1 || {{ tail -n 25 {log:q} >&2; exit 1; }}"
 
-def records(name):
-    "The records that exist, and the batches that will make the others."
-    needed = runs_needed(SCALE, name)
-    batches = {BATCH_OF[r.id] for r in needed if r.id in BATCH_OF}
-    return [record_path(r) for r in needed if r.id not in BATCH_OF and record_path(r).is_file()] + [EXECUTED.format(scale=SCALE, name=b) for b in sorted(batches)]
-
-# Their figures and tables are side effects: Snakemake deletes what a rule is about to make, and a figure must not vanish because a run failed.
-for name in figures_of(SCALE):
-    rule:
-        name: name
-        input: f"nbs/paper/{name}.ipynb", records(name)
-        output: f"runs/{SCALE}/{name}.ipynb"
-        log: f"runs/{SCALE}/{name}.txt"
-        params: name=name, scale=SCALE
-        shell:
-            PAPERMILL + " nbs/paper/{params.name}.ipynb {output} -r scale {params.scale} -p build False > {log} 2>&1"
-            " || {{ tail -n 25 {log} >&2; exit 1; }}"
+# Tables and figures are side effects: Snakemake deletes what a rule is about to make, and a figure must not vanish because a run failed.
+rule draw:
+    input: executed(BATCHES)
+    output: f"runs/{SCALE}/drawn-{{share}}.txt"
+    log: f"runs/{SCALE}/drawn-{{share}}.log"
+    params: job=JOB["job"]
+    shell:
+        PYTHON + " -m sparsedm.graph {params.job:q} {wildcards.share} > {log:q} 2>&1 || {{ tail -n 25 {log:q} >&2; exit 1; }}"

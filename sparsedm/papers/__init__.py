@@ -1,0 +1,1 @@
+"""What each paper declares: scales, methods, tables, reported numbers, claims."""

@@ -1,0 +1,46 @@
+"""Ids are for ever: records and checkpoints that came with the repository stay valid."""
+import hashlib
+from pathlib import Path
+import pytest
+from sparsedm.checkpoints import load_model
+from sparsedm.records import kept_path, read_records, record_path
+from sparsedm.run import find_run, runs_of
+
+ROOT = Path(__file__).resolve().parent.parent
+HASHES = {   # scale: (runs, hash of their ids in order, hash of the ids of their weights)
+    "smoke": (86, "7b60fd0b16f5f610", "e9318720c6dbed57"),
+    "demo": (258, "c92d1e13e0f24a8e", "fcff5479e5686bb8"),
+    "cifar-cpu": (18, "19fe68ab60382c5c", "334827fde8ce9608"),
+    "cifar": (130, "a523c516f781e87f", "25924fac76e7c4f5"),
+}
+CIFAR = {   # the records of cifar-cpu
+    "asp-ft-unet-2of4-s0-869b974c", "asp-ft-uvit-2of4-s0-3ca0f6c6", "asp-unet-2of4-s0-a7326b6b", "asp-uvit-2of4-s0-60ddcdf5",
+    "dense-ft-unet-s0-b1cf4e83", "dense-ft-uvit-s0-1c26d5aa", "dense-unet-s0-18891648", "dense-uvit-s0-ceffca89",
+    "diff-pruning-unet-2of4-s0-37108ad8", "diff-pruning-uvit-2of4-s0-8e441920", "improved-unet-2of4-s0-986e4d68",
+    "improved-uvit-2of4-s0-54e5ea5b", "ours-unet-2of4-s0-88cb1891", "ours-uvit-2of4-s0-337fd8c8", "ste-unet-2of4-s0-1c0bef54",
+    "ste-uvit-2of4-s0-487f57b4", "untrained-unet-2of4-s0-854d3aae", "untrained-uvit-2of4-s0-559990fc",
+}
+
+
+def short(names): return hashlib.sha256(" ".join(names).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("scale", HASHES)
+def test_ids_and_their_order_stay(scale):
+    runs = runs_of(scale)
+    assert HASHES[scale] == (len(runs), short(r.id for r in runs), short(r.weights_id for r in runs))
+
+
+def test_the_records_of_cifar_load_under_their_ids():
+    runs = runs_of("cifar-cpu")
+    assert {r.id for r in runs} == CIFAR
+    assert [r["id"] for r in read_records(runs)] == [r.id for r in runs]
+    assert {p.stem for p in record_path(runs[0]).parent.glob("*.json")} == CIFAR
+    assert find_run("ours-uvit-2of4-s0-337fd8c8") == find_run("ours-uvit-2of4-s0", "cifar-cpu")
+
+
+@pytest.mark.parametrize("scale, models", [("demo", 9), ("cifar-cpu", 2)])
+def test_kept_models_belong_to_their_runs(scale, models):
+    runs = [r for r in runs_of(scale) if r.pretrained]
+    assert len(runs) == models
+    for run in runs: assert load_model(kept_path(run), run=run.weights_id).config["kind"] in ("uvit", "unet")
