@@ -163,7 +163,8 @@ def log_axis(ax, values, axis:str="x")->None: # positive numbers, those that are
     from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
     ax.set(**{f"{axis}scale": "log"})
     wide, own = max(values) > 8 * min(values), getattr(ax, f"{axis}axis")
-    own.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12) if wide else MaxNLocator(5))
+    decades, even = LogLocator(subs=(1, 2, 5), numticks=12), MaxNLocator(5, steps=(1, 2, 2.5, 5, 10))
+    own.set_major_locator(decades if wide else even)
     own.set_major_formatter(FormatStrFormatter("%g"))
     own.set_minor_formatter(NullFormatter())
     if not wide: own.set_minor_locator(NullLocator())
@@ -231,7 +232,7 @@ def _row(ax, place, values, kind, size, bar, **kw):
     "The marks of one row, and their mean."
     mark = dict(color=kind["color"], marker=kind["marker"], linestyle="", alpha=.8, markersize=size)
     ax.plot(values, [place] * len(values), **{**mark, **kw})
-    if bar and len(values):
+    if bar and len(values) > 1:
         ax.plot([values.mean()], [place], "|", color=kind["color"], markersize=16, markeredgewidth=2)
 
 def dots(ax, # matplotlib axes
@@ -264,15 +265,15 @@ def dots_by_net(rows:pd.DataFrame, # a row per record
     title:str, # over all
     order=None # of the methods, from the top down
     ): # matplotlib figure
-    "FID of every method and seed, a panel for each kind of network."
+    "FID of every method and seed, a panel for each kind of network; with the floor, unless it is far below."
     import matplotlib.pyplot as plt
     tall = .22 * rows.method.nunique() + .8
     fig, axs = plt.subplots(1, len(nets), figsize=(DOUBLE, tall), sharey=True, layout="constrained", squeeze=False)
     for ax, (backbone, name) in zip(axs[0], nets.items()):
         own = pick(rows, backbone=backbone)
         dots(ax, own, order=order)
-        log_axis(ax, [*own.fid, *own.fid_floor])
-        _mark_floor(ax, own.fid_floor.mean())
+        log_axis(ax, own.fid)
+        if own.fid.min() < 4 * own.fid_floor.mean(): _mark_floor(ax, own.fid_floor.mean())
         if len(nets) > 1: ax.set_title(name)
     fig.supxlabel(f"{metric_label(rows)}, lower is better", fontsize=8)
     fig.suptitle(title)

@@ -107,8 +107,9 @@ def to_draw(scale:str, names=())->dict: # name → why
     why = {t.name: why_draw(scale, t) for t in tables_of(scale) if not names or t.name in names}
     return {name: reason for name, reason in why.items() if reason}
 
-# %% ../nbs/33_graph.ipynb #87418ace
-_AFRESH = "%reset -f\nimport matplotlib, matplotlib.pyplot\nmatplotlib.pyplot.close('all')\nmatplotlib.rcdefaults()"
+# %% ../nbs/33_graph.ipynb #1e42012c
+_PLAIN = ["import matplotlib.pyplot", "matplotlib.pyplot.close('all')", "matplotlib.rcdefaults()"]
+_AFRESH = "\n".join([*_PLAIN, "%reset -f"])
 
 def _empty(kernels):
     "Forget what the last notebook defined."

@@ -298,6 +298,3 @@ def _weight_first_(layer):
     "Order the parameters as in a new layer; PyTorch has put the weight last."
     for name in list(layer._parameters):
         if name != "weight": layer._parameters[name] = layer._parameters.pop(name)
-
-# %% ../nbs/01_ste.ipynb #8602cff9
-_sparsity, _candidates = sparsity_of, weight_layers   # their names in modules that are on their way out
