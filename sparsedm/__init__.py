@@ -5,7 +5,7 @@ import importlib, sys
 
 _HERE = {   # name: the module it lives in
     "sparsify_": "ste", "bake_": "ste", "sparsity_report": "ste", "add_masked_decay_": "ste",
-    "transfer_loss": "transfer", "one_shot_": "one_shot", "diff_pruning": "diff_pruning",
+    "transfer_loss": "transfer", "one_shot_": "one_shot",
     "accelerate_": "gpu", "save_packed": "packing", "load_packed": "packing",
     "build_model": "models", "sample": "diffusion", "train": "training", "TrainConfig": "training",
     "save_model": "checkpoints", "load_model": "checkpoints", "count_macs": "macs", "evaluate": "metrics",

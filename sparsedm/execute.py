@@ -8,7 +8,7 @@ __all__ = ['NOISE_SEEDS', 'NOTHING_SEEN', 'TIMES', 'device_name', 'load_start', 
            'loss_by_time', 'floor', 'distance_to_dense', 'execute_evaluation', 'gpu_tflops', 'throughput', 'do_run',
            'main']
 
-# %% ../nbs/32_execute.ipynb #4606fbf7
+# %% ../nbs/32_execute.ipynb #fc5d6ffd
 import argparse, copy, math, statistics, time, traceback
 from pathlib import Path
 import pandas as pd
@@ -28,7 +28,7 @@ from .records import has_record, kept_path, model_path, read_record, record_path
 from .run import Run, find_run
 from .ste import bake_, dense_weight, sparse_layers, sparsity_of, sparsity_report
 from .training import TrainConfig, accelerator, halving, train
-from .transfer import teacher_samples, transfer_loss
+from .transfer import teacher_samples
 
 # %% ../nbs/32_execute.ipynb #be70298e
 def device_name()->str: return "cuda" if torch.cuda.is_available() else "cpu"
@@ -184,12 +184,7 @@ def execute_training(run:Run, # what to do
     save_model(model, folder/"model.safetensors", run=run.weights_id)
     return model.eval(), losses, NOTHING_SEEN | seen, seconds
 
-# %% ../nbs/32_execute.ipynb #c8048fff
-def _transfer(run, teacher): # Eq. 11 with the run's dense model
-    return transfer_loss(teacher(), run.lambda_teacher, run.lambda_noise, run.process)
-
-LOSSES.add(_transfer, "transfer")
-
+# %% ../nbs/32_execute.ipynb #0ca464f9
 def _train(run, model, folder, progress, deadline):
     "(EMA model, losses, what the hooks saw, seconds with the parts before an interruption)"
     hooks = hooks_of(run, folder)

@@ -130,10 +130,14 @@ def backward(loss_fn:Callable, # (model, x_0, t, noise) → scalar; with a mask 
         return total
     return halving(attempt, min(micro, n), f"a step of {n} images")
 
-# %% ../nbs/27_training.ipynb #f711a6a2
+# %% ../nbs/27_training.ipynb #717a8de0
 def _call(hooks, what, *args):
+    "Call a method of all hooks that have it, also after one has raised; the first error comes last."
+    errors = []
     for hook in hooks:
-        if hasattr(hook, what): getattr(hook, what)(*args)
+        try: getattr(hook, what, lambda *args: None)(*args)
+        except Exception as e: errors.append(e)
+    if errors: raise errors[0]
 
 class MaskedDecay:
     "λ_W of Eq. 9 in each step; `train` has it always, and it does nothing for models without improved STE."

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from .data import Images
+from .declare import LOSSES
 from .diffusion import predict, q_sample, sample, target, to_uint8
 
 # %% ../nbs/02_transfer.ipynb #6b0f2a11
@@ -22,26 +23,39 @@ def _check_weights(lambda_teacher, lambda_noise):
     if lambda_teacher == lambda_noise == 0:
         raise ValueError("lambda_teacher and lambda_noise are both 0: nothing to learn from")
 
+def _mean_square(error, mask):
+    "Over all entries; with a mask (B, T), over the points of each sequence, and then over the sequences."
+    if mask is None: return error.square().mean()
+    points = error.square().flatten(2).mean(2)
+    return (torch.where(mask, points, 0.).sum(1) / mask.sum(1)).mean()
+
 # %% ../nbs/02_transfer.ipynb #00d9b7b0
 def transfer_loss(
     teacher:nn.Module, # dense, trained; frozen here
     lambda_teacher:float=.1, # λ₁ of Eq. 11: weight of ‖teacher − student‖²
     lambda_noise:float=1., # λ₂ of Eq. 11: weight of ‖ε − student‖²
     process="vp", # what both networks diffuse by, see `diffusion.PROCESSES`
-    )->Callable: # a loss (student, x_0, t, noise, cond=None) → scalar, for `training.train`
+    )->Callable: # a loss (student, x_0, t, noise, cond=None, mask=None) → scalar, for `training.train`
     "The loss of Eq. 11: match the dense teacher and the true noise at the same (x_t, t)."
     _check_weights(lambda_teacher, lambda_noise)
     teacher.eval().requires_grad_(False)
 
-    def loss(student, x0, t, noise, cond=None):
+    def loss(student, x0, t, noise, cond=None, mask=None):
         if student is teacher: raise ValueError("student and teacher are one model; give the teacher as a copy")
         x_t = q_sample(x0, t, noise, process)
         with torch.no_grad(): taught = predict(teacher.to(x_t.device), x_t, t, cond, process)
         said = predict(student, x_t, t, cond, process)
-        from_teacher = (taught - said).square().mean()
-        from_noise = (target(x0, t, noise, process) - said).square().mean()
+        from_teacher = _mean_square(taught - said, mask)
+        from_noise = _mean_square(target(x0, t, noise, process) - said, mask)
         return lambda_teacher * from_teacher + lambda_noise * from_noise
     return loss
+
+# %% ../nbs/02_transfer.ipynb #c2685101
+def _of_run(run, teacher): # teacher: () → the dense model
+    "Eq. 11 with a run's weights."
+    return transfer_loss(teacher(), run.lambda_teacher, run.lambda_noise, run.process)
+
+LOSSES.add(_of_run, "transfer")
 
 # %% ../nbs/02_transfer.ipynb #c97018c6
 def teacher_samples(
