@@ -23,7 +23,7 @@ test: $(VENV)/ready
 
 gpu-bench: $(VENV)/ready
 	@$(BIN)/python -c "from sparsedm.gpu import probe; print(probe())" 2>&1 | tail -1; exit $${PIPESTATUS[0]}
-	@mkdir -p runs/speed; $(BIN)/python -m pytest -q -rs -k gpu tests/test_gpu.py tests/test_kernels.py; checked=$$?; \
+	@mkdir -p runs/speed; $(BIN)/python -m pytest -q -rs -k 'test_gpu_ or a_gpu' tests/test_gpu.py tests/test_kernels.py; checked=$$?; \
 	$(BIN)/papermill --log-level WARNING nbs/runs/speed.ipynb runs/speed/speed.ipynb -p minutes $(MINUTES); timed=$$?; \
 	$(BIN)/papermill --log-level WARNING nbs/bench/masking.ipynb runs/speed/masking.ipynb && exit $$((checked + timed))
 
@@ -45,7 +45,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) (once; downloads PyTorch)"
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' \
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]' \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'   # pip knows mirrors that uv does not
 	@if [ -d .git ] && [ -z "$$CI" ]; then $(BIN)/nbdev_install_hooks; fi
 	@touch $@
