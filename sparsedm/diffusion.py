@@ -105,7 +105,7 @@ def process(
     **changes, # fields that differ, such as `predicts="v"` or, for a process of steps, `T=35`
 )->Process:
     "The process of this name, with these changes."
-    found = name if isinstance(name, Process) else PROCESSES.named(name)
+    found = PROCESSES.named(name)
     return replace(found, **changes) if changes else found
 
 _process = process   # for the functions that have an argument of this name
@@ -590,7 +590,7 @@ def sample(
 )->Tensor: # (N, C, H, W) float32 on the CPU, nominally in [-1, 1], not clamped
     "Draw one image per seed; image k depends on `seeds[k]` (and row k of `cond`), not on the batch"
     p = _process(process)
-    s = sampler if isinstance(sampler, Sampler) else SAMPLERS.named(sampler)
+    s = SAMPLERS.named(sampler)
     s.check(p)
     seeds, shape, steps = _seeds(seeds), _shape(shape), _checked_steps(steps, s, p)
     _check_counts(batch_size=batch_size)
