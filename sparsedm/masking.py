@@ -117,14 +117,15 @@ def _group_mask_op(g:Tensor, n:int)->Tensor: return _group_mask(g, n)
 def _(g, n): return torch.empty_like(g, dtype=torch.bool)
 
 # %% ../nbs/00_masking.ipynb #da8cba07
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"   # Triton's own switch, for tests: its kernels run on the CPU
+def _interpreted(): # Triton's own switch, for tests: its kernels run on the CPU
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 def kernels_for(w:Tensor, # (out, in) or (out, in, *kernel) weight
     m:int, # M of the pattern
     target:Tensor|None=None, # a tensor that `masked_decay_` is to change
     ): # the module `sparsedm.kernels`, or None: use PyTorch's operations
     "The GPU kernels, if they serve this weight."
-    if not (w.is_cuda or _INTERPRETED): return None
+    if not (w.is_cuda or _interpreted()): return None
     from sparsedm import kernels
     return kernels if kernels.available(w, m, target) else None
 
