@@ -22,6 +22,7 @@ def load_papers():
     for module in pkgutil.iter_modules(papers.submodule_search_locations):
         importlib.import_module(f"sparsedm.papers.{module.name}")
 
+# %% ../nbs/29_declare.ipynb #f0dc80cf
 _registries = []
 
 class Registry(dict):
@@ -45,7 +46,6 @@ class Registry(dict):
         if name not in self: load_papers()
         if name not in self: raise ValueError(f"unknown {self.what} {name!r}; known: {', '.join(map(str, self))}")
         return self[name]
-
 
 # %% ../nbs/29_declare.ipynb #bc6078f2
 def _definition(x):
