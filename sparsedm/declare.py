@@ -27,22 +27,28 @@ _registries = []
 
 class Registry(dict):
     "Name → declaration. `named` is the way to look one up."
-    def __init__(self, what:str): # what is registered, for messages
-        self.what, self.own = what, {}   # own: what modules of this package declare
-        super().__init__()
+    def __init__(self, what:str, kind:str="", of_papers:bool=False): # see above
+        self.what, self.kind, self.of_papers, self.own = what, kind, of_papers, {}
         _registries.append(self)
+
+    def takes(self, declaration)->bool: # by name, as a class may be defined again in a notebook
+        return not self.kind or self.kind in [c.__name__ for c in type(declaration).__mro__]
 
     def add(self, declaration, name:str=""):
         "Register under `name`, by default the declaration's own; `ValueError` if the name is taken by another."
+        if not self.takes(declaration):
+            raise ValueError(f"a {self.what} is a {self.kind}; got a {type(declaration).__name__}")
+        by_us = sys._getframe(1).f_globals["__name__"].startswith("sparsedm.")
+        if self.of_papers and not by_us: load_papers()   # whose names are theirs
         name = name or declaration.name
         if name in self and _definition(self[name]) != _definition(declaration):
             raise ValueError(f"{self.what} {name!r} is declared already; choose another name, or pop it first")
         self[name] = declaration
-        if sys._getframe(1).f_globals["__name__"].startswith("sparsedm."): self.own[name] = declaration
+        if by_us: self.own[name] = declaration
 
     def named(self, name):
         "The declaration of this name, or `name` if it is one; `ValueError` with the known names for another."
-        if is_dataclass(name): return name
+        if self.kind and self.takes(name): return name
         if name not in self: load_papers()
         if name not in self: raise ValueError(f"unknown {self.what} {name!r}; known: {', '.join(map(str, self))}")
         return self[name]
@@ -60,7 +66,7 @@ def _definition(x):
 def restore():
     "Under `nbdev_test`: the declarations of this package's modules are in the registries again."
     if not os.environ.get("IN_TEST"): return
-    for registry in _registries: registry.update(registry.own)
+    for registry in _registries: registry.update({k: v for k, v in registry.own.items() if k in registry})
 
 # %% ../nbs/29_declare.ipynb #ad953f36
 @dataclass(frozen=True)
@@ -88,8 +94,10 @@ class Codec:
     encode:Callable              # (uint8 images, (B, …)) → float states
     decode:Callable              # float states → uint8 images
 
-FAMILIES, PRESETS, DATASETS, CODECS = map(Registry, ("kind of model", "model", "data set", "codec"))
-PROCESSES, SAMPLERS, EXTRACTORS = map(Registry, ("process", "sampler", "extractor"))
+FAMILIES, PRESETS = Registry("kind of model", "Family"), Registry("model")
+DATASETS, CODECS = Registry("data set", "Dataset"), Registry("codec", "Codec")
+PROCESSES, SAMPLERS = Registry("process", "Process"), Registry("sampler", "Sampler")
+EXTRACTORS = Registry("extractor", "Extractor")
 
 # %% ../nbs/29_declare.ipynb #11bbf8f2
 PREPARE, LOSSES, SCHEDULES = map(Registry, ("way to prepare a model", "loss", "schedule"))
@@ -101,7 +109,7 @@ class Hook:
     make:Callable                # (run, folder) → a training hook, see `27_training`
     when:Callable = None         # run → is it for this run?; None: for methods that name it in their `hooks`
 
-HOOKS = Registry("hook")
+HOOKS = Registry("hook", "Hook")
 
 # %% ../nbs/29_declare.ipynb #213ae2e2
 TRAINING = ("scratch", "tune", "none")
@@ -123,8 +131,9 @@ class Method:
     def __post_init__(self):
         if self.training not in TRAINING:
             raise ValueError(f"training must be one of {', '.join(TRAINING)}; got {self.training!r}")
+        if isinstance(self.hooks, str): raise ValueError(f"hooks must be a tuple of names; got {self.hooks!r}")
 
-METHODS = Registry("method")
+METHODS = Registry("method", "Method", of_papers=True)
 
 # %% ../nbs/29_declare.ipynb #6bf6a94d
 @dataclass(frozen=True)
@@ -169,7 +178,7 @@ class Scale:
     tables:tuple = ()            # only these; (): all of the paper
     one_seed:tuple = ()          # tables made with the first seed alone
 
-SCALES = Registry("scale")
+SCALES = Registry("scale", "Scale", of_papers=True)
 
 # %% ../nbs/29_declare.ipynb #11f71be9
 @dataclass(frozen=True)
@@ -187,4 +196,4 @@ class Table:
     def names(self)->list: # of its files in figures/<scale>
         return [f"{self.name}.{ending}" for ending in self.files.split()]
 
-TABLES = Registry("table or figure")
+TABLES = Registry("table or figure", "Table", of_papers=True)

@@ -38,10 +38,18 @@ def load_start(run:Run # any run with a dense model
     "The dense model a run starts from (or, started at random, learns from)."
     dense = find_run(run.start or run.teacher, run.scale)
     path = model_path(dense)
+    if path == kept_path(dense): return _kept_start(dense, run.scale)
     if not path.is_file():
         how = f"run it first, or all of them with `python -m sparsedm.experiments {run.scale} --pretrain`"
         raise FileNotFoundError(f"{run.id} starts from {dense.name}, which is not trained yet (no {path}): {how}")
     return load_model(path, run=dense.weights_id).to(device_name())
+
+def _kept_start(dense, scale):
+    "The model that came with the repository, if it was made with the settings of today."
+    try: return load_model(kept_path(dense), run=dense.weights_id).to(device_name())
+    except ValueError as e:
+        how = f"delete it, and `python -m sparsedm.experiments {scale} --pretrain` makes it anew"
+        raise ValueError(f"{e}; {how}") from None
 
 def plain(model:nn.Module # dense or sparse
     )->nn.Module: # in eval mode
@@ -164,6 +172,16 @@ def _is_trained(run, folder):
     if not (run.pretrained and model_path(run).is_file()): return False
     return model_path(run) == kept_path(run) or not (folder/"checkpoint.safetensors").is_file()
 
+def _prepared(run, start):
+    "What training starts from; `ValueError` if nothing was pruned for a run with a pattern."
+    how, before = run.one_shot or "sparsify", sum(p.numel() for p in start.parameters())
+    model = PREPARE.named(how)(run, start)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{run.id}: PREPARE row {how!r} must return a model; got {type(model).__name__}")
+    same = not sparse_layers(model) and sum(p.numel() for p in model.parameters()) == before
+    if run.pattern and same: raise ValueError(f"{run.id} is to be {run.pattern}, but {how!r} pruned nothing")
+    return model
+
 NOTHING_SEEN = {"flips": [], "curve": []}
 
 # %% ../nbs/32_execute.ipynb #7edbfe76
@@ -176,7 +194,7 @@ def execute_training(run:Run, # what to do
     if _is_trained(run, folder): return load_model(model_path(run), run=run.weights_id), [], NOTHING_SEEN, 0.
     torch.manual_seed(run.seed)
     start = load_start(run) if run.start else build_model(run.model)
-    model = PREPARE.named(run.one_shot or "sparsify")(run, start)
+    model = _prepared(run, start)
     losses, seen, seconds = [], {}, time.perf_counter() - began
     if run.steps:
         model, losses, seen, trained = _train(run, model, folder, progress, deadline)
@@ -294,7 +312,8 @@ def do_run(run:Run, # what to do
     "Do a run, unless its record exists; an error is kept in `runs/<scale>/<id>/error.txt` and raised."
     folder = run_folder(run)
     with locked(folder/".lock"):
-        if has_record(run): return read_record(run)
+        model_gone = run.pretrained and not model_path(run).is_file()   # others start from it
+        if has_record(run) and not model_gone: return read_record(run)
         try: _record(run, progress, deadline)
         except TimeIsUp: raise
         except Exception as e:

@@ -10,8 +10,8 @@ __all__ = ['TRAIN_ON', 'RULES', 'MEASURING', 'ADDED', 'check_fields', 'Run', 'ma
 import json, math, re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
-from .declare import (DATASETS, EXTRACTORS, FAMILIES, METHODS, PREPARE, PRESETS, PROCESSES, SAMPLERS, SCALES,
-                              SCHEDULES, TABLES, Registry)
+from .declare import (DATASETS, EXTRACTORS, FAMILIES, HOOKS, METHODS, PREPARE, PRESETS, PROCESSES, SAMPLERS,
+                              SCALES, SCHEDULES, TABLES, Registry)
 from .files import text_sha
 from .masking import parse_pattern
 from .ste import DECAYS, ESTIMATORS, LAYERS
@@ -36,10 +36,15 @@ def _one_of(choices): # a test: one of them?
     test.allowed = "one of " + ", ".join(map(repr, choices))
     return test
 
+# %% ../nbs/30_run.ipynb #89b3b8bc
 def _named(registry, empty=False): # raises what the registry says of an unknown name
     def test(v): return bool(empty and v == "") or isinstance(v, str) and registry.named(v) is not None
     test.allowed = f"a {registry.what}"
     return test
+
+def _method(v): # raises what the registries say of an unknown name
+    return isinstance(v, str) and all(HOOKS.named(name) for name in METHODS.named(v).hooks)
+_method.allowed = "a method"
 
 def _pattern(v): return isinstance(v, str) and (v == "" or bool(parse_pattern(v)))
 _pattern.allowed = 'an N:M pattern or ""'
@@ -53,7 +58,7 @@ def _options(v): return isinstance(v, dict) and json.loads(json.dumps(v)) == v
 _options.allowed = "a dict of JSON-able values under texts"
 
 RULES = {
-    "scale": _named(SCALES), "method": _named(METHODS), "backbone": _text, "seed": _whole(0, 2**23 - 1),
+    "scale": _named(SCALES), "method": _method, "backbone": _text, "seed": _whole(0, 2**23 - 1),
     "data": _named(DATASETS), "model": _named(PRESETS), "start": _text, "teacher": _text,
     "pattern": _pattern, "estimator": _one_of(("", *ESTIMATORS)), "layers": _one_of(tuple(LAYERS)),
     "one_shot": _named(PREPARE, empty=True), "schedule": _named(SCHEDULES, empty=True), "released": _flag,
@@ -125,10 +130,17 @@ def _hashed(values, leave_out=()):
     return text_sha(json.dumps(kept, sort_keys=True))
 
 # %% ../nbs/30_run.ipynb #0863d705
+def _make_floats_(run): # 1 and 1. are one number, and shall be one id
+    for f in fields(run):
+        value = getattr(run, f.name)
+        if f.type is float and type(value) is int: object.__setattr__(run, f.name, float(value))
+
+# %% ../nbs/30_run.ipynb #23d84127
 @dataclass(frozen=True)
 class Run(_How):
     "One experiment, completely: equal fields, equal result (on the same machine)."
     def __post_init__(self):
+        _make_floats_(self)
         check_fields(vars(self))
         _MADE[self.id] = self
 
@@ -146,8 +158,7 @@ class Run(_How):
 
     @property
     def process(self)->str: # row of PROCESSES: that of its kind of network, or its own
-        own = self.options.get("process")
-        return own or FAMILIES.named(PRESETS.named(self.model)["kind"]).process
+        return self.options.get("process") or FAMILIES.named(PRESETS.named(self.model)["kind"]).process
 
     @property
     def loss(self)->str: # row of LOSSES

@@ -309,7 +309,7 @@ def train(model:nn.Module, # trained in place; built by `sparsedm.models`, spars
     folder=None, # where the checkpoint lives; None: nothing is written and nothing resumed
     loss_fn:Callable=noise_loss, # (model, x_0, t, noise) → scalar
     hooks=(), # see above
-    save_every:int=500, # steps between checkpoints; in a single process also every minute, and when a hook stops it
+    save_every:int=500, # steps between checkpoints; in one process also each minute, and when `after_step` stops it
     log_every:int=20, # steps between looks at the loss
     progress:bool=True, # show a bar with loss and images per second
     encode:Callable=to_float, # uint8 images → states
