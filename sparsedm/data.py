@@ -7,7 +7,7 @@ __all__ = ['PIXELS', 'fingerprint', 'Images', 'to_float', 'States', 'batch_state
            'random_flip']
 
 # %% ../nbs/24_data.ipynb #0304b364
-import hashlib, io, math
+import gzip, hashlib, io, math, struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -164,6 +164,39 @@ def _digits(split, path, size):
     x = np.round(d.images*(255/16)).astype(np.uint8)[:, None]
     return torch.from_numpy(x), torch.from_numpy(d.target.astype(np.int64)), tuple("0123456789")
 
+# %% ../nbs/24_data.ipynb #d161751b
+def _digits_split(split, path, size):
+    x, y, classes = _digits(split, path, size)
+    order = np.random.RandomState(0).permutation(len(x))   # its stream is frozen
+    held_out = np.zeros(len(x), dtype=bool)
+    held_out[order[::5]] = True
+    mine = torch.from_numpy(held_out == (split == "test"))
+    return x[mine], y[mine], classes
+
+# %% ../nbs/24_data.ipynb #fa5410a1
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_FASHION_HOW = ("Point SPARSEDM_DATA, or path=, to the folder that contains FashionMNIST/raw, or get it where there "
+                "is a network: torchvision.datasets.FashionMNIST(<data>, download=True)")
+
+def _idx(path):
+    "The bytes of an IDX file in their shape."
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f: raw = f.read()
+    n = raw[3] if raw[:3] == b"\0\0\x08" else 0
+    shape = struct.unpack(f">{n}I", raw[4:4 + 4*n]) if n and len(raw) >= 4 + 4*n else ()
+    if not shape or len(raw) != 4 + 4*n + math.prod(shape):
+        raise ValueError(f"{path} is damaged, or no IDX file of bytes; get it again")
+    return torch.frombuffer(bytearray(raw[4 + 4*n:]), dtype=torch.uint8).view(shape)
+
+def _fashion(split, path, size):
+    folder = Path(path or data_dir()).expanduser()/"FashionMNIST"/"raw"
+    part = "t10k" if split == "test" else "train"
+    found = []
+    for name in (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"):
+        there = [p for p in (folder/name, folder/f"{name}.gz") if p.is_file()]
+        if not there: raise FileNotFoundError(f"Fashion-MNIST: no {name} in {folder}. {_FASHION_HOW}")
+        found.append(_idx(there[0]))
+    return found[0][:, None], found[1].long(), _FASHION
+
 # %% ../nbs/24_data.ipynb #3577a5da
 _LARGEST = 2**26    # pixels; as RGB 200 MB
 _ALONE = 2**24      # images larger than this are decoded one at a time, however many threads there are
@@ -271,9 +304,11 @@ def _folder(split, path, size):
 
 # %% ../nbs/24_data.ipynb #9810e64b
 for row in (
-    Dataset("digits",  _digits,  tiny=True),
+    Dataset("digits", _digits, tiny=True),
+    Dataset("digits-split", _digits_split, splits=("train", "test"), tiny=True),
+    Dataset("fashion-mnist", _fashion, splits=("train", "test"), takes=("path",)),   # no shoe points to the right
     Dataset("cifar10", _cifar10, splits=("train", "test"), takes=("path",), flip=True),
-    Dataset("folder",  _folder,  takes=("path", "size")),
+    Dataset("folder", _folder, takes=("path", "size")),
 ): DATASETS.add(row)
 
 # %% ../nbs/24_data.ipynb #3f37539f
@@ -289,7 +324,7 @@ def _check_request(row, split, given):
         raise ValueError(f"split: one of {', '.join(row.splits)}, a, b expected for {row.name}, got {split!r}")
     for argument, value in given.items():
         if value is None or argument in row.takes: continue
-        takers = " and ".join(d.name for d in DATASETS.values() if argument in d.takes)
+        takers = ", ".join(d.name for d in DATASETS.values() if argument in d.takes)
         raise ValueError(f"{argument}: only for {takers}, got {value!r} for {row.name}")
 
 # %% ../nbs/24_data.ipynb #8be3aa3e
