@@ -46,7 +46,7 @@ REQUIRED = {
     "seconds": ("train", "evaluate"),
 }
 SERIES = ("loss", "loss_by_t", "flips", "curve")
-_OPTIONAL = ("dense_mse", "dense_n", "kid_std", "metric_seed")   # of the metrics
+_OPTIONAL = ("dense_mse", "dense_n", "kid_std", "metric_seed", "held_out", "held_out_n")   # of the metrics
 
 def required(run:dict=None # fields of the run; None: not known
     )->dict: # part of the record → names in it
