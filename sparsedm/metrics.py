@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INCEPTION_URL', 'INCEPTION_SHA', 'LITE0_SHA', 'COMPARED', 'DIRECTIONS', 'METRICS', 'KEEP_FROM', 'frechet_distance',
-           'Extractor', 'DigitsCNN', 'train_digits_cnn', 'EfficientNetLite0', 'Features', 'Metric',
-           'reference_features', 'evaluate', 'score_floor', 'paired_distance']
+           'Extractor', 'DigitsCNN', 'FashionCNN', 'train_digits_cnn', 'train_fashion_cnn', 'EfficientNetLite0',
+           'Features', 'Metric', 'reference_features', 'evaluate', 'score_floor', 'paired_distance']
 
 # %% ../nbs/25_metrics.ipynb #f64c0275
 import math, warnings
@@ -69,24 +69,31 @@ class Extractor:
     def __repr__(self): return f"Extractor({self.name!r}, features={self.features!r}, channels={self.channels})"
 
 # %% ../nbs/25_metrics.ipynb #3179e92b
-class DigitsCNN(nn.Module):
-    "Classifier of 8×8 digits; its 64 features stand where Inception has 2048."
-    def __init__(self):
+class _SmallCNN(nn.Module):
+    "A classifier of grey images into ten classes, whose pooled features stand where Inception has 2048."
+    def __init__(self, name, side, *widths): # of a convolution each; all but the first halve the side
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.GELU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.GELU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GELU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(64, 10)
+        self.name, self.shape, layers = name, (1, side, side), []
+        for before, width in zip((1, *widths), widths):
+            layers += [nn.Conv2d(before, width, 3, stride=1 if before == 1 else 2, padding=1), nn.GELU()]
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(widths[-1], 10)
 
     def forward(self,
-        x:Tensor, # (B, 1, 8, 8) uint8, or floats on the same 0…255 scale
-        )->dict: # {"64": (B, 64) features, "logits": (B, 10)}
+        x:Tensor, # (B, 1, H, W) uint8, or floats on the same 0…255 scale
+        )->dict: # {"64": (B, 64) features, "logits": (B, 10)}; the width names the features
         shape = tuple(x.shape[1:])
-        if shape != (1, 8, 8): raise ValueError(f"digits-cnn takes images of shape (1, 8, 8); got {shape}")
+        if shape != self.shape: raise ValueError(f"{self.name} takes images of shape {self.shape}; got {shape}")
         features = self.body(x.float() / 127.5 - 1)
-        return {"64": features, "logits": self.head(features)}
+        return {str(features.shape[1]): features, "logits": self.head(features)}
+
+class DigitsCNN(_SmallCNN):
+    "Classifier of 8×8 digits, 64 features."
+    def __init__(self): super().__init__("digits-cnn", 8, 16, 32, 64)
+
+class FashionCNN(_SmallCNN):
+    "Classifier of the 28×28 garments of Fashion-MNIST, 128 features."
+    def __init__(self): super().__init__("fashion-cnn", 28, 32, 64, 128, 128)
 
 # %% ../nbs/25_metrics.ipynb #c1e98929
 @contextmanager
@@ -100,9 +107,9 @@ def _repeatable(seed):
             yield
     finally: torch.set_num_threads(threads)
 
-def _fit_digits(x, y, epochs):
-    "`DigitsCNN` after some epochs on images x (N, 1, 8, 8), floats 0…255, and labels y."
-    net, steps = DigitsCNN(), epochs * (len(x) // 64)
+def _fit(net, x, y, epochs):
+    "The classifier after some epochs on images x (N, 1, H, W), floats 0…255, and labels y."
+    steps = epochs * (len(x) // 64)
     opt = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 5e-3, total_steps=steps)
     for _ in range(steps):
@@ -126,7 +133,7 @@ def train_digits_cnn(
     digits = load_images("digits")
     held_out = torch.arange(len(digits)) % 5 == 0
     with _repeatable(seed):
-        net = _fit_digits(digits.images[~held_out].float(), digits.labels[~held_out], epochs)
+        net = _fit(DigitsCNN(), digits.images[~held_out].float(), digits.labels[~held_out], epochs)
         with torch.no_grad(): guess = net(digits.images[held_out])["logits"].argmax(1)
     atomic_write(path, lambda unfinished: save_file(net.state_dict(), str(unfinished)))
     return (guess == digits.labels[held_out]).float().mean().item()
@@ -160,6 +167,24 @@ def _trained_weights(row):
         row.train(path)
         write_text(note, file_sha(path))
     return _Weights(path, note.read_text(encoding="utf-8"), "delete it to have it trained again")
+
+# %% ../nbs/25_metrics.ipynb #fa510002
+def train_fashion_cnn(
+    path, # where the weights go (.safetensors)
+    epochs:int=8,
+    seed:int=0,
+    )->float: # accuracy on the 10,000 images of the test set
+    "Train `FashionCNN` on the 60,000 images of the training set, on the CPU, and save its weights."
+    seen, held_out = (load_images("fashion-mnist", split) for split in ("train", "test"))
+    with _repeatable(seed):
+        net = _fit(FashionCNN(), seen.images.float(), seen.labels, epochs)
+        with torch.no_grad(): guess = torch.cat([net(x)["logits"].argmax(1) for x in held_out.images.split(500)])
+    atomic_write(path, lambda unfinished: save_file(net.state_dict(), str(unfinished)))
+    return (guess == held_out.labels).float().mean().item()
+
+EXTRACTORS.add(Extractor(
+    "fashion-cnn", FashionCNN, features="128", logits="logits", channels=1, train=train_fashion_cnn,
+    sha="3bf5f6fab081ac88a1cd557d211c582e7a7bcf1e92f33aca0a54e4263f4d92c6"))
 
 # %% ../nbs/25_metrics.ipynb #5bd6ca3b
 INCEPTION_URL = ("https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
