@@ -161,8 +161,10 @@ class Measure:
 class Net:
     "A network at a scale, and how its dense model is trained."
     model:str                    # row of PRESETS
-    recipe:Recipe                # from scratch
+    recipe:Recipe                # of the dense model, from scratch
+    tune:Recipe                  # of all that starts from the dense model
     variants:dict = field(default_factory=dict)   # variant → row of PRESETS, such as {"half": "digits-half"}
+    layers:str = "paper"         # which layers are made sparse, row of `ste.LAYERS`
 
 @dataclass(frozen=True)
 class Scale:
@@ -170,13 +172,16 @@ class Scale:
     name:str
     data:str                     # row of DATASETS
     nets:dict                    # "uvit", "unet", … → Net
-    tune:Recipe                  # of all that starts from a dense model
     measure:Measure
     seeds:tuple = (0,)
-    one_start:bool = False       # one dense model for all seeds?
+    starts:int = 0               # dense models, dealt out to the seeds; 0: one for each seed
     paper:str = "sparsedm"       # whose tables it makes
     tables:tuple = ()            # only these; (): all of the paper
-    one_seed:tuple = ()          # tables made with the first seed alone
+    fewer:dict = field(default_factory=dict)      # table → how many of the seeds it is made with, where not all
+
+    def __post_init__(self):
+        if 0 <= self.starts <= len(self.seeds): return
+        raise ValueError(f"{self.name}: {len(self.seeds)} seeds have 0 to {len(self.seeds)} starts; got {self.starts}")
 
 SCALES = Registry("scale", "Scale", of_papers=True)
 
@@ -186,7 +191,7 @@ class Table:
     "A notebook in nbs/paper/<paper>."
     name:str                     # of the notebook, and of its files; unique among all papers
     files:str                    # endings, such as "md csv png pdf"
-    runs:Callable = None         # (run) → the runs of one seed, run(method, pattern, backbone, …) makes one
+    runs:Callable = None         # (run) → runs of one seed; run(method, pattern, backbone, …) makes one, at run.scale
     one_seed:bool = False        # made with the first seed alone?
     everything:bool = False      # reads all runs of the scale
     when:Callable = None         # Scale → can it be made there?; None: everywhere

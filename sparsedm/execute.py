@@ -38,18 +38,10 @@ def load_start(run:Run # any run with a dense model
     "The dense model a run starts from (or, started at random, learns from)."
     dense = find_run(run.start or run.teacher, run.scale)
     path = model_path(dense)
-    if path == kept_path(dense): return _kept_start(dense, run.scale)
     if not path.is_file():
         how = f"run it first, or all of them with `python -m sparsedm.experiments {run.scale} --pretrain`"
         raise FileNotFoundError(f"{run.id} starts from {dense.name}, which is not trained yet (no {path}): {how}")
     return load_model(path, run=dense.weights_id).to(device_name())
-
-def _kept_start(dense, scale):
-    "The model that came with the repository, if it was made with the settings of today."
-    try: return load_model(kept_path(dense), run=dense.weights_id).to(device_name())
-    except ValueError as e:
-        how = f"delete it, and `python -m sparsedm.experiments {scale} --pretrain` makes it anew"
-        raise ValueError(f"{e}; {how}") from None
 
 def plain(model:nn.Module # dense or sparse
     )->nn.Module: # in eval mode
@@ -123,17 +115,18 @@ HOOKS.add(Hook("flips", make=lambda run, folder: Flips(max(2, run.steps // 20)),
 
 # %% ../nbs/32_execute.ipynb #d197b54b
 class Curve:
-    "FID of the EMA model at a few points, on half of the samples: {step, fid, n_samples}."
+    "The EMA model at a few points: {step, fid, n_samples}, on half of the samples, and where a test split is {loss}."
     def __init__(self, run:Run): # with `points`
         self.run, self.seen = run, []
         self.at = {round(run.steps * i / run.points) for i in range(run.points + 1)}
     def attach(self, model, optimizer, ema): self.ema = ema
     def after_step(self, step):
         if step not in self.at: return
-        images = draw(plain(self.ema), self.run, max(self.run.n_samples // 2, 1))
-        real = load_images(self.run.data).images
+        net, real = plain(self.ema), load_images(self.run.data).images
+        images = draw(net, self.run, max(self.run.n_samples // 2, 1))
         score = evaluate(images, real, self.run.extractor, ("fid",), device=device_name())
-        self.seen.append(dict(step=step, fid=score["fid"], n_samples=len(images)))
+        loss = dict(loss=statistics.fmean(loss_by_time(net, self.run, noises=1))) if has_held_out(self.run) else {}
+        self.seen.append(dict(step=step, fid=score["fid"], n_samples=len(images), **loss))
     def state(self): return {"curve": self.seen}
     def load(self, state): self.seen = state["curve"]
 
@@ -231,15 +224,17 @@ def _looked_at(run):
 # %% ../nbs/32_execute.ipynb #4e1d0a74
 @torch.no_grad()
 def loss_by_time(model:nn.Module, # plain
-    run:Run)->list: # at each of TIMES
+    run:Run,
+    noises:int=0 # for each image; 0: as many as make about 1,024 terms
+    )->list: # at each of TIMES
     "Noise-prediction loss for fixed noises, on held-out images or, where there are none, on 128 seen ones."
-    images, noises = _looked_at(run)
+    images, enough = _looked_at(run)
     x0 = codec_of(run).encode(images).to(device_name())
     losses = torch.zeros(len(TIMES), dtype=torch.float64)
-    for seed in range(noises):
+    for seed in range(noises or enough):
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0.device)
-        for k, t in enumerate(TIMES): losses[k] += _loss_at(model, x0, t, noise, run.process) / noises
-    return losses.tolist()
+        for k, t in enumerate(TIMES): losses[k] += _loss_at(model, x0, t, noise, run.process)
+    return (losses / (noises or enough)).tolist()
 
 def _loss_at(model, x0, t, noise, process, at_once=256):
     "The mean over all images, in parts that fit."
@@ -337,10 +332,11 @@ def _record(run, progress, deadline):
 def do_run(run:Run, # what to do
     progress:bool=False, # show a bar for its training
     deadline:float=math.inf, # on the monotonic clock; its training stops there with `TimeIsUp`, to be resumed
+    wait:bool=True, # False: `BlockingIOError` if another process is at it
     )->dict: # its record
     "Do a run, unless its record exists; an error is kept in `runs/<scale>/<id>/error.txt` and raised."
     folder = run_folder(run)
-    with locked(folder/".lock"):
+    with locked(folder/".lock", wait=wait):
         model_gone = run.pretrained and not model_path(run).is_file()   # others start from it
         if has_record(run) and not model_gone: return read_record(run)
         try: _record(run, progress, deadline)

@@ -14,7 +14,7 @@ from .data import load_images
 from .declare import SCALES, TABLES, load_papers
 from .execute import TimeIsUp, do_run, execute_training
 from .files import atomic_write, figures_dir, remember, root
-from .graph import run_graph, to_do
+from .graph import run_graph, to_do, untrained_starts
 from .ledger import ledger_counts
 from .records import has_record, kept_path, run_folder, why_missing, without_record
 from .run import Run, check_tables, runs_of, tables_of
@@ -44,10 +44,10 @@ def pretrain(scale:str)->None: # row of SCALES
 def _kind(run): # runs of one kind take about equally long
     return run.backbone, bool(run.steps), bool(run.points), run.pretrained
 
-def _drive_one(run, deadline, one_start):
-    "Do a run, and keep its model if it is the start of every seed."
-    do_run(run, progress=run.pretrained, deadline=deadline)
-    if run.pretrained and one_start and not kept_path(run).is_file(): keep(run)
+def _drive_one(run, deadline, shared):
+    "Do a run, and keep its model if it is the start of several seeds."
+    do_run(run, progress=run.pretrained, deadline=deadline, wait=False)
+    if run.pretrained and shared and not kept_path(run).is_file(): keep(run)
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 def wanted_runs(scale:str, # row of SCALES
@@ -70,16 +70,19 @@ def drive(scale:str, # row of SCALES
     bar = tqdm(todo, desc=scale, unit="run")
     for run in bar:
         bar.set_postfix_str(run.name)
-        if time.monotonic() + cost.get(_kind(run), 0.) > deadline: continue
+        too_long = time.monotonic() + cost.get(_kind(run), 0.) > deadline
+        if too_long or untrained_starts([run]): continue   # another driver is at its start
         began = time.monotonic()
-        try: _drive_one(run, deadline, SCALES.named(scale).one_start)
+        try: _drive_one(run, deadline, SCALES.named(scale).starts)
         except TimeIsUp: break
+        except BlockingIOError: continue   # another driver is at it
         except Exception as e:
             failed.append(run)
             tqdm.write(f"{run.id} failed: {type(e).__name__}: {e}")
         else: cost[_kind(run)] = time.monotonic() - began
     return _report(scale, wanted, todo, failed)
 
+# %% ../nbs/36_experiments.ipynb #cbaf834f
 def _report(scale, wanted, todo, failed):
     "Say how far it is; the runs that are left."
     left = without_record(wanted)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['HUES', 'SINGLE', 'DOUBLE', 'SMALLEST', 'SCREEN', 'PRINT', 'BELOW', 'SCORES', 'style', 'screen_png', 'look',
-           'title_of', 'pick', 'metric_label', 'number_of', 'describe', 'how_measured', 'curve', 'log_axis', 'curves',
-           'reference', 'by_pattern', 'pattern_axis', 'by_macs', 'along', 'dots', 'dots_by_net', 'paired', 'compare',
-           'signed', 'versus', 'spread', 'Shown', 'show_table', 'show_lines', 'summary', 'runs_in', 'spread_of',
-           'macs_of', 'params_of', 'reported', 'check_letters', 'draw_panels', 'matrix', 'frameless', 'ratio_map',
-           'image_rows', 'Page', 'show_state', 'same_text', 'save_data', 'save_table', 'picture_facts', 'same_pixels',
-           'save_figure']
+           'title_of', 'pick', 'metric_label', 'check_comparable', 'describe', 'how_measured', 'interval_of', 'curve',
+           'log_axis', 'curves', 'reference', 'by_pattern', 'pattern_axis', 'by_macs', 'along', 'dots', 'dots_by_net',
+           'effect_bars', 'paired', 'compare', 'versus', 'Shown', 'show_table', 'show_lines', 'summary', 'runs_in',
+           'spread_of', 'macs_of', 'params_of', 'reported', 'check_letters', 'draw_panels', 'matrix', 'frameless',
+           'ratio_map', 'image_rows', 'Page', 'show_state', 'same_text', 'save_data', 'save_table', 'picture_facts',
+           'same_pixels', 'save_figure']
 
 # %% ../nbs/34_figures.ipynb #f5d6d389
 import html, io, re, sys
@@ -22,6 +22,8 @@ import pandas as pd
 from .data import image_grid
 from .declare import METHODS, SCALES, TABLES
 from .files import atomic_write, figures_dir, file_sha, write_text
+from .pairs import effect, number_of, signed, spread
+from .verdicts import FID, TRAINED_ALIKE, check_alike, warning_of
 
 # %% ../nbs/34_figures.ipynb #5ad96e95
 HUES = dict(black="#000000", orange="#E69F00", sky="#56B4E9", green="#009E73", blue="#0072B2",
@@ -114,15 +116,23 @@ def metric_label(df:pd.DataFrame, # with columns extractor and n_samples
     extractor, n = kinds[0]
     return f"{metric} ({extractor}, {n:,} samples)"
 
-def number_of(n:int, what:str)->str: # such as "3 seeds", "1 seed"
-    return f"{n:,} {what}" + ("s" if n != 1 else "")
 
 # %% ../nbs/34_figures.ipynb #88ce063c
+def check_comparable(rows:pd.DataFrame)->None: # a row per record
+    "`ValueError` names the column in which records that stand side by side were measured or trained differently."
+    check_alike(rows, FID.alike, "the records")
+    tuned = rows[rows.method.map(lambda m: METHODS.named(m).training == "tune")] if "steps" in rows else rows[:0]
+    usual = [c for c in TRAINED_ALIKE if c != "steps"]   # the number of steps may be what is compared
+    for net, own in tuned.groupby("backbone"): check_alike(own, usual, f"the trained records of {net}")
+
 def describe(rows:pd.DataFrame)->str: # a row per record
-    "One line: how many runs and seeds, the metric, and its floor."
+    "How many runs and seeds, the metric, and its floor; before it, a warning if the control of the scale fails."
+    check_comparable(rows)
+    warning = warning_of(rows.scale.iloc[0]) if "scale" in rows else ""
     runs, seeds = number_of(len(rows), "run"), number_of(rows.seed.nunique(), "seed")
     floor = f"real images against real: FID {rows.fid_floor.mean():.2f}"
-    return f"{runs}, {seeds}; {metric_label(rows)} against {rows.n_reference.iloc[0]:,} real images; {floor}"
+    said = f"{runs}, {seeds}; {metric_label(rows)} against {rows.n_reference.iloc[0]:,} real images; {floor}"
+    return "\n".join(filter(None, [warning, said]))
 
 def how_measured(rows:pd.DataFrame)->str: # a row per record
     "The note under a table of metrics: extractor, samples, sampler, reference, seeds, floor."
@@ -139,17 +149,26 @@ def _drawable(df, columns, what):
     if df.empty: raise ValueError(f"{what}: no rows to draw")
     if df[columns].isna().any(axis=None): raise ValueError(f"{what}: NaN in {' or '.join(map(repr, columns))} to draw")
 
+# %% ../nbs/34_figures.ipynb #aa7f5bad
+def interval_of(values:pd.Series # of one metric, by seed
+    )->tuple: # low, high; NaN for one seed
+    "The t interval of the mean, on logarithms where all values are above 0."
+    positive = (values > 0).all()
+    found = effect(np.log(values) if positive else values)
+    if found.n < 2: return np.nan, np.nan
+    return tuple(np.exp(found.interval()) if positive else found.interval())
+
 def curve(ax, # matplotlib axes
     df:pd.DataFrame, # a row per seed and x
     x:str, y:str, # columns; numbers
     method:str, # whose look, see `look`
     label:str, # in the legend
     )->pd.DataFrame: # x, mean, std (n − 1; NaN with one seed) and count, as drawn
-    "Draw y over x: mean over seeds, ± standard deviation, single seeds as dots."
+    "Draw y over x: mean over seeds, its 90 % t interval, single seeds as dots."
     _drawable(df, [x, y], method)
     drawn, kind = df.groupby(x)[y].agg(["mean", "std", "count"]).reset_index(), look(method)
-    low, high = drawn["mean"] - drawn["std"], drawn["mean"] + drawn["std"]
-    ax.fill_between(drawn[x], low, high, color=kind["color"], alpha=.15, linewidth=0)   # nothing where std is NaN
+    bands = np.array([interval_of(values) for _, values in df.groupby(x)[y]])
+    ax.fill_between(drawn[x], *bands.T, color=kind["color"], alpha=.15, linewidth=0)   # none for one seed
     if drawn["count"].max() > 1:
         ax.plot(df[x], df[y], ".", color=kind["color"], alpha=.45, markersize=3, markeredgewidth=0)
     ax.plot(drawn[x], drawn["mean"], **kind, label=label, markevery=max(1, len(drawn) // 12))
@@ -287,6 +306,25 @@ def _mark_floor(ax, value):
     ax.set_ylim(bottom + .5, -.6)
     ax.text(value, bottom + .4, " real against real", fontsize=SMALLEST, color=HUES["grey"])
 
+# %% ../nbs/34_figures.ipynb #34e0001b
+def effect_bars(ax, # matplotlib axes
+    effects:dict, # what stands on the axis → `Effect` of a log ratio
+    looks:dict, # the same → method whose look it has
+    smallest:float, # effect of interest; .05: 5 %
+    shift:float=0., # of the rows, where two lots share the axes
+    **kw # of `ax.errorbar`
+    ):
+    "Mean and 90 % t interval of each effect."
+    ax.axvspan(-100 * smallest, 100 * smallest, color=".92", linewidth=0, zorder=0)
+    for place, (name, found) in enumerate(effects.items()):
+        low, mean, high = (100 * np.expm1(v) for v in (found.interval()[0], found.mean, found.interval()[1]))
+        kind = look(looks[name])
+        mark = dict(color=kind["color"], marker=kind["marker"], markersize=5, capsize=2, lw=1)
+        ax.errorbar([mean], [place + shift], xerr=[[mean - low], [high - mean]], **{**mark, **kw})
+    ax.axvline(0, color="black", lw=.6)
+    ax.set_yticks(range(len(effects)), list(effects))
+    ax.set_ylim(len(effects) - .4, -.6)
+
 # %% ../nbs/34_figures.ipynb #9eda64ab
 def paired(rows:pd.DataFrame, # a row per seed
     a, b, # two values of the column `by`
@@ -325,8 +363,6 @@ def _factor(both):
     low, high = sorted(both.mean())
     return f"{both.a.mean():.1f} against {both.b.mean():.1f}, a factor of {high / low:.1f}"
 
-def signed(x:float, digits:int=2)->str: # such as "−1.20", "+0.35"
-    return f"{round(x, digits) + 0:+.{digits}f}".replace("-", "−")   # + 0: −0.00 is +0.00
 
 # %% ../nbs/34_figures.ipynb #ff97b1ba
 def versus(rows:pd.DataFrame, # a row per seed and value of `over`
@@ -343,14 +379,6 @@ def versus(rows:pd.DataFrame, # a row per seed and value of `over`
         lines.append({over.capitalize(): at, title_of(a): spread(both.a), title_of(b): spread(both.b),
                       "first lower in": wins, "mean difference": signed((both.a - both.b).mean())})
     return pd.DataFrame(lines)
-
-def spread(values, # numbers, one for each seed
-    digits:int|None=2 # after the point; None: three digits in all
-    )->str: # such as "13.04 ± 1.20"; of one seed the value alone
-    "Mean ± standard deviation (n − 1)."
-    values = pd.Series(values, dtype=float)
-    mean, std = (".3g", ".2g") if digits is None else (f".{digits}f",) * 2
-    return f"{values.mean():{mean}}" + (f" ± {values.std():{std}}" if len(values) > 1 else "")
 
 # %% ../nbs/34_figures.ipynb #eda2a7ec
 class Shown:
@@ -647,7 +675,8 @@ def save_table(df:pd.DataFrame, # as it is to be read: columns named and ordered
     "Write figures/<scale>/<name>.csv, with the column `runs`, and .md, without, unless both differ by rounding alone."
     if not note.strip(): raise ValueError(f"note of table {name!r} must say what the numbers are; got {note!r}")
     read = df.drop(columns="runs", errors="ignore").to_markdown(index=False, disable_numparse=True)
-    texts = {"csv": _csv(df, name), "md": f"{read}\n\n{note}\n"}
+    parts = [f"**{warning}**" if (warning := warning_of(scale)) else "", read, note]
+    texts = {"csv": _csv(df, name), "md": "\n\n".join(filter(None, parts)) + "\n"}
     return _write_unless_same({_target(scale, name, kind): text for kind, text in texts.items()})
 
 # %% ../nbs/34_figures.ipynb #bda97f74

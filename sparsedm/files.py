@@ -100,17 +100,19 @@ def read_json(path, # a file
 @contextmanager
 def locked(path, # the lock's file; its folder is created
     waiting:str="", # printed if another process holds the lock
+    wait:bool=True, # False: `BlockingIOError` at once if another process holds it
     ): # yields the open file: a child that inherits it holds the lock as well
     "Hold a lock, waiting for it if need be."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as lock:
-        if fcntl: _take(lock, waiting)
+        if fcntl: _take(lock, waiting, wait)
         yield lock
 
-def _take(lock, waiting):
+def _take(lock, waiting, wait):
     try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        if not wait: raise
         if waiting: print(waiting, flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
 

@@ -90,9 +90,10 @@ def source(table)->Path: return notebooks_dir("paper")/table.paper/f"{table.name
 def executed(scale, table)->Path: return runs_dir(scale)/f"{table.name}.ipynb"
 
 def drawing_code()->str: # 8 hexadecimal digits
-    "Checksum of the modules that draw and judge, beside the notebook: `34_figures`, `35_ledger` and the papers."
+    "Checksum of the modules that draw and judge, beside the notebook."
     package = Path(find_spec("sparsedm").submodule_search_locations[0])
-    modules = [package/"figures.py", package/"ledger.py", *sorted(package.glob("papers/*.py"))]
+    names = ("pairs", "verdicts", "figures", "rules", "ledger")
+    modules = [*(package/f"{name}.py" for name in names), *sorted(package.glob("papers/*.py"))]
     return text_sha("".join(path.read_text(encoding="utf-8") for path in modules))
 
 def _drawn_with(last): # an executed notebook

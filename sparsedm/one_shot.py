@@ -21,7 +21,7 @@ from .declare import CODECS, DATASETS, PREPARE
 from .diffusion import draw_times, predict, q_sample
 from .masking import nm_mask, parse_pattern
 from .models import Attention, Mlp
-from .ste import check_dense, dense_weight, sparse_layers, sparsify_, sparsity_of
+from .ste import LAYERS, check_dense, dense_weight, sparse_layers, sparsify_, sparsity_of
 
 # %% ../nbs/04_one_shot.ipynb #02ded679
 def _flat(w): # (out, in, *kernel) → (out, kernel·in)
@@ -198,7 +198,7 @@ def asp_layer(module:nn.Module,
     )->bool:
     "ASP's rule: is this a layer that it prunes?"
     if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)): return False
-    return module.weight.shape[0] % 8 == 0 and module.weight.shape[1] % 16 == 0
+    return LAYERS["asp"](module, fqn)
 
 def asp_(model:nn.Module, # trained and dense; changed in place
     permute:bool=False, # first permute channels so that the mask loses less
@@ -208,7 +208,7 @@ def asp_(model:nn.Module, # trained and dense; changed in place
     if permute:
         gain = permute_channels_(model)
         print(f"magnitude kept in the {len(gain)} permuted inputs: {gain.before.mean():.4f} → {gain.after.mean():.4f}")
-    return sparsify_(model, "2:4", "fixed", filter_fn=asp_layer)
+    return sparsify_(model, "2:4", "fixed", layers="asp")
 
 # %% ../nbs/04_one_shot.ipynb #9204af1f
 class Permutable(NamedTuple):

@@ -22,7 +22,7 @@ from .training import precision
 def record_path(run:Run)->Path: return records_dir(run.scale)/f"{run.id}.json"
 def run_folder(run:Run)->Path: return runs_dir(run.scale)/run.id       # models and samples, git-ignored
 def kept_path(run:Run)->Path: # of a model that is trained from scratch
-    return checkpoints_dir()/f"{run.scale}-{run.model}-s{run.seed}.safetensors"
+    return checkpoints_dir()/f"{run.data}-{run.weights_id}.safetensors"
 
 def model_path(run:Run)->Path: # kept with the repository, or in runs/
     "Where the trained model is."

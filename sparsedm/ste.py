@@ -207,6 +207,7 @@ def masks_ahead(layers # sparse layers, such as the values of `sparse_layers(mod
 LAYERS = {
     "paper": lambda module, fqn: True,
     "code":  lambda module, fqn: fqn.endswith(("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+    "asp":   lambda module, fqn: module.weight.shape[0] % 8 == 0 and module.weight.shape[1] % 16 == 0,
 }
 
 def weight_layers(model:nn.Module # any model

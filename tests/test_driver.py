@@ -77,7 +77,7 @@ def test_a_run_is_not_resumed_in_another_precision(repo, monkeypatch):
 
 
 def test_each_seed_is_compared_with_the_dense_images_of_its_own_noise(repo):
-    one_start = replace(SCALES["smoke"], seeds=(0, 1), one_start=True)
+    one_start = replace(SCALES["smoke"], seeds=(0, 1), starts=1)
     with patch.dict(SCALES, smoke=one_start):
         for seed in (0, 1):   # the dense model itself, but for one step of no size
             run = make_run("smoke", "dense-ft", seed, steps=1, lr=1e-12)

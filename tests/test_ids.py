@@ -8,10 +8,12 @@ from sparsedm.run import find_run, runs_of
 
 ROOT = Path(__file__).resolve().parent.parent
 HASHES = {   # scale: (runs, hash of their ids in order, hash of the ids of their weights)
-    "smoke": (86, "7b60fd0b16f5f610", "e9318720c6dbed57"),
-    "demo": (258, "c92d1e13e0f24a8e", "fcff5479e5686bb8"),
-    "cifar-cpu": (18, "19fe68ab60382c5c", "334827fde8ce9608"),
-    "cifar": (130, "a523c516f781e87f", "25924fac76e7c4f5"),
+    "smoke": (91, "9cb828f98fff06ca", "a50aa0984a33d393"),
+    "demo": (273, "360ba59001d5434f", "7bccf0c02f0f30fc"),
+    "evidence-digits": (462, "735f39f841880dbd", "d66050482d6c5f39"),
+    "evidence-fashion": (232, "505294b7bc524be6", "319f659b84471c20"),
+    "cifar-cpu": (18, "19fe68ab60382c5c", "7be1e11590ecc75f"),
+    "cifar": (147, "3190b3afc397f6b7", "a7433869cab487be"),
 }
 CIFAR = {   # the records of cifar-cpu
     "asp-ft-unet-2of4-s0-869b974c", "asp-ft-uvit-2of4-s0-3ca0f6c6", "asp-unet-2of4-s0-a7326b6b", "asp-uvit-2of4-s0-60ddcdf5",
@@ -39,7 +41,7 @@ def test_the_records_of_cifar_load_under_their_ids():
     assert find_run("ours-uvit-2of4-s0-337fd8c8") == find_run("ours-uvit-2of4-s0", "cifar-cpu")
 
 
-@pytest.mark.parametrize("scale, models", [("demo", 9), ("cifar-cpu", 2)])
+@pytest.mark.parametrize("scale, models", [("demo", 9), ("evidence-digits", 9), ("cifar-cpu", 2)])
 def test_kept_models_belong_to_their_runs(scale, models):
     runs = [r for r in runs_of(scale) if r.pretrained]
     assert len(runs) == models
