@@ -168,7 +168,7 @@ def test_a_run_changed_by_hand_is_planned_executed_and_read(repo, kernel):
 
 def test_two_processes_do_a_run_once(repo):
     "Both are asked for the same run; one does it, the other waits and reads its record."
-    run = find_run("fixed-uvit-2of4-s0", "smoke")
+    run = find_run("wanda-ft-uvit-2of4-s0", "smoke")
     record(repo, run).unlink()
     code = f"""
 import sparsedm.execute as e
@@ -186,7 +186,7 @@ print(e.do_run(find_run({run.name!r}, 'smoke'))['id'])
 def test_damaged_start_and_records_are_named_and_results_stay(repo, kernel):
     "The run that cannot be done is named, with the reason, and so is the record that the figure lacks."
     model = repo/"runs"/"smoke"/make_run("smoke", "dense").id/"model.safetensors"
-    run = find_run("fixed-uvit-2of4-s0", "smoke")
+    run = find_run("wanda-ft-uvit-2of4-s0", "smoke")
     gone = record(repo, run)
     kept, good = gone.read_bytes(), model.read_bytes()
     gone.unlink()
