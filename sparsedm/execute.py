@@ -210,7 +210,7 @@ def _train(run, model, folder, progress, deadline):
 # %% ../nbs/32_execute.ipynb #85469d92
 TIMES = tuple((i + .5) / 10 for i in range(10))
 
-HELD_OUT = 1024   # at most so many images that no model was trained on
+HELD_OUT = 1024   # at most so many images that no model was trained on, and so many losses at each time
 
 def has_held_out(run:Run)->bool: return "test" in DATASETS.named(run.data).splits
 
@@ -218,14 +218,14 @@ def _looked_at(run):
     "Images to compute a loss on, and how many noises for each: where few images are held out, more."
     if not has_held_out(run): return load_images(run.data)[:128], 1
     images = load_images(run.data, "test")[:HELD_OUT]
-    return images, -(-HELD_OUT // len(images))
+    return images, -(-min(HELD_OUT, run.n_samples) // len(images))
 
 
 # %% ../nbs/32_execute.ipynb #4e1d0a74
 @torch.no_grad()
 def loss_by_time(model:nn.Module, # plain
     run:Run,
-    noises:int=0 # for each image; 0: as many as make about 1,024 terms
+    noises:int=0 # for each image; 0: as many as make as many terms as samples are drawn, up to HELD_OUT
     )->list: # at each of TIMES
     "Noise-prediction loss for fixed noises, on held-out images or, where there are none, on 128 seen ones."
     images, enough = _looked_at(run)
@@ -246,10 +246,11 @@ def _loss_at(model, x0, t, noise, process, at_once=256):
 
 # %% ../nbs/32_execute.ipynb #4e1d0a72
 def held_out(by_time:list, # of `loss_by_time`
-    run:Run)->dict: # held_out, held_out_n; empty where nothing is held out
+    run:Run)->dict: # held_out, held_out_n (losses at each time); empty where nothing is held out
     "The held-out loss, as a metric."
     if not has_held_out(run): return {}
-    return dict(held_out=statistics.fmean(by_time), held_out_n=len(_looked_at(run)[0]))
+    images, noises = _looked_at(run)
+    return dict(held_out=statistics.fmean(by_time), held_out_n=len(images) * noises)
 
 # %% ../nbs/32_execute.ipynb #85469d93
 def floor(run:Run)->float: # kept per scale: its features take longer than a run's

@@ -27,7 +27,8 @@ SCALES.add(Scale("smoke", data="digits-split", seeds=(0,),
 _DENSE = dict(lr=2e-3, warmup=100, ema=.999, cooldown=.25)
 _UVIT, _UNET = Recipe(16_000, 64, **_DENSE), Recipe(10_000, 64, **_DENSE)
 _DEMO = dict(batch_size=32, warmup=20, ema=.95, cooldown=1.)
-SCALES.add(Scale("demo", data="digits-split", seeds=(0, 1, 2),
+_SWEEPS = ("fig3", "x_start", "x_lambda_w", "x_transfer", "x_flips", "x_timesteps")
+SCALES.add(Scale("demo", data="digits-split", seeds=(0, 1, 2), fewer=dict.fromkeys(_SWEEPS, 2),
     nets=dict(uvit=Net("digits-uvit", _UVIT, Recipe(240, lr=2e-4, **_DEMO), variants={"half": "digits-half"}),
               unet=Net("digits-unet", _UNET, Recipe(240, lr=1e-4, **_DEMO))),
     measure=Measure("digits-cnn", 512, "dpm-solver-clipped", 16, points=4)))
@@ -60,8 +61,7 @@ SCALES.add(Scale("cifar-cpu", data="cifar10", seeds=(0,), starts=1, tables=("tab
 
 _CIFAR = dict(lr=5e-4, warmup=1_000, ema=.9995, cooldown=.2)
 _CIFAR_TUNE = Recipe(2_000, 256, lr=2e-4, warmup=100, ema=.998, cooldown=1.)
-_CURVES_AND_SWEEPS = ("fig3", "x_start", "x_lambda_w", "x_transfer", "x_one_shot", "x_flips", "x_timesteps")
-SCALES.add(Scale("cifar", data="cifar10", seeds=(0, 1, 2), starts=1, fewer=dict.fromkeys(_CURVES_AND_SWEEPS, 1),
+SCALES.add(Scale("cifar", data="cifar10", seeds=(0, 1, 2), starts=1, fewer=dict.fromkeys((*_SWEEPS, "x_one_shot"), 1),
     nets=dict(uvit=Net("cifar-uvit", Recipe(40_000, 256, **_CIFAR), _CIFAR_TUNE, variants={"half": "cifar-half"}),
               unet=Net("cifar-unet", Recipe(40_000, 256, **_CIFAR), _CIFAR_TUNE)),
     measure=Measure("efficientnet-lite0", 10_000, "dpm-solver-clipped", 50, points=8)))
@@ -193,13 +193,13 @@ def x_metrics_runs(run):
 # %% ../../nbs/40_sparsedm.ipynb #9b44623f
 PAPER_EXPOSURE = .02   # Σ γ λ_W of the released recipe: 500,000 steps at 2e-4, λ_W 2e-4
 
-def exposed(run, backbone="uvit")->float: # λ_W with which the recipe of the scale exposes a weight as long
-    recipe = run.scale.nets[backbone].tune
+def exposed(recipe:Recipe)->float: # λ_W with which fine-tuning by it exposes a weight as long
     return float(f"{PAPER_EXPOSURE / (recipe.lr * recipe.steps * (1 - recipe.cooldown / 2)):.1g}")
 
 def evidence_runs(run):
     rows = both(run, ALL_COMPARED[len(TABLE2):])
-    rows += [run("improved", backbone=net, lambda_w=exposed(run, net)) for net in NETS]
+    nets = run.scale.nets
+    rows += [run("improved", backbone=net, lambda_w=exposed(nets[net].tune)) for net in NETS]
     rows += [run("ours", backbone=net, lambda_teacher=1.) for net in NETS]
     rows += [run("fixed", backbone=net, layers="asp") for net in NETS]
     rows += [run(m, p) for p in ("1:8", "1:32") for m in ("ste", "improved", "ours")]
