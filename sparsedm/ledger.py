@@ -130,7 +130,8 @@ def _measured(d):
     first, seeds = d.rows.iloc[0], number_of(d.seeds, "seed")
     drawn = f"{first.n_samples:,} samples ({first.sampler}, EMA weights) against {first.n_reference:,} real images"
     fid = f"FID means extractor {first.extractor}, {drawn}, mean ± standard deviation over {seeds}"
-    loss = f"held-out loss: mean of {first.held_out_n:,.0f} at each of ten times" if "held_out_n" in d.rows else "no held-out loss"
+    held_out = f"held-out loss: mean of {first.get('held_out_n', 0):,.0f} at each of ten times"
+    loss = held_out if "held_out_n" in d.rows else "no held-out loss"
     said = f"Scale {d.scale}: {fid}; real images against real: {floor(d):.2f}; {loss}"
     return " ".join(filter(None, [said, control_warning(d)]))
 

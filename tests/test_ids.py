@@ -9,7 +9,7 @@ from sparsedm.run import find_run, runs_of
 ROOT = Path(__file__).resolve().parent.parent
 HASHES = {   # scale: (runs, hash of their ids in order, hash of the ids of their weights)
     "smoke": (91, "9cb828f98fff06ca", "a50aa0984a33d393"),
-    "demo": (273, "360ba59001d5434f", "7bccf0c02f0f30fc"),
+    "demo": (214, "09652b01de7e40e2", "d15283e78aecf382"),
     "evidence-digits": (462, "735f39f841880dbd", "d66050482d6c5f39"),
     "evidence-fashion": (232, "505294b7bc524be6", "319f659b84471c20"),
     "cifar-cpu": (18, "19fe68ab60382c5c", "7be1e11590ecc75f"),
