@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ESTIMATORS', 'DECAYS', 'LAYERS', 'NMSparse', 'sparsity_of', 'sparse_layers', 'dense_weight', 'check_dense',
-           'check_baked', 'add_masked_decay_', 'masks_ahead', 'weight_layers', 'sparsify_', 'sparsity_report', 'bake_']
+           'check_baked', 'add_masked_decay_', 'weight_layers', 'sparsify_', 'sparsity_report', 'bake_']
 
 # %% ../nbs/01_ste.ipynb #2f9c25b4
 import math, warnings, weakref
@@ -13,16 +13,15 @@ import torch
 from torch import nn, Tensor
 from torch.nn.utils import parametrize
 from .declare import PREPARE
-from .masking import kernels_for, nm_mask, nm_masks, nm_weight, parse_pattern, why_dense
+from .masking import kernels_for, nm_mask, nm_weight, parse_pattern, why_dense
 
 # %% ../nbs/01_ste.ipynb #ebe1e19b
 class _StraightThrough(torch.autograd.Function):
     "W̃ = W ⊙ mask forward; identity backward, so dL/dW := g(W̃) (Eq. 6)."
     @staticmethod
-    def forward(ctx, w, pattern, mask=None): # mask: if it is known already
-        return nm_weight(w, pattern) if mask is None else torch.where(mask, w.detach(), 0.)
+    def forward(ctx, w, pattern): return nm_weight(w, pattern)
     @staticmethod
-    def backward(ctx, grad): return grad, None, None
+    def backward(ctx, grad): return grad, None
 
 # %% ../nbs/01_ste.ipynb #3c64ee88
 ESTIMATORS = ("ste", "improved", "fixed")
@@ -39,7 +38,6 @@ class NMSparse(nn.Module):
         self.pattern, self.estimator = pattern, estimator
         self.lambda_w = lambda_w if estimator == "improved" else 0.
         self._decay = None   # (id of this, weak reference to an optimizer), set by add_masked_decay_
-        self._ahead = None   # set by masks_ahead, see `_mask_ahead`
         if estimator == "fixed": self.register_buffer("mask", nm_mask(w, pattern))
 
     def forward(self, w):
@@ -48,7 +46,7 @@ class NMSparse(nn.Module):
         if training and self.lambda_w and not self.decay_attached:
             message = "improved STE: λ_W acts in the optimizer; call add_masked_decay_(optimizer, model)"
             warnings.warn(message, stacklevel=2)
-        return _StraightThrough.apply(w, self.pattern, _mask_ahead(self, w, "forward"))
+        return _StraightThrough.apply(w, self.pattern)
 
     @property
     def decay_attached(self)->bool: return _decayed_by(self) is not None   # by any living optimizer
@@ -60,20 +58,6 @@ def _decayed_by(sparsity):
     if sparsity._decay is None: return None
     owner, optimizer = sparsity._decay
     return optimizer() if owner == id(sparsity) else None
-
-def _stamp(sparsity, w):
-    "Another one after most changes of the weight, and in a copy."
-    return id(sparsity), sparsity.pattern, w.data_ptr(), w._version
-
-def _mask_ahead(sparsity, w, user):
-    "The mask that `masks_ahead` left for this user, \"forward\" or \"decay\", once; or None."
-    if sparsity._ahead is None or torch.compiler.is_compiling(): return None
-    stamp, mask, users = sparsity._ahead
-    if user not in users or stamp != _stamp(sparsity, w):
-        sparsity._ahead = None
-        return None
-    users.remove(user)
-    return mask
 
 def _describe(sparsity):
     decay = f", lambda_w={sparsity.lambda_w}" if sparsity.lambda_w else ""
@@ -116,12 +100,10 @@ def check_baked(model:nn.Module # any model
 # %% ../nbs/01_ste.ipynb #0fb5ff45
 def _pruned(w, sparsity):
     "W − W̃."
-    mask = _mask_ahead(sparsity, w, "decay")
-    if mask is None: mask = nm_mask(w, sparsity.pattern)
-    return torch.where(mask, 0., w.detach())
+    return torch.where(nm_mask(w, sparsity.pattern), 0., w.detach())
 
 def _add_pruned_(target, w, sparsity, amount, scale=None):
-    "target += amount · scale · (W − W̃), on a GPU in one pass."
+    "target += amount · scale · (W − W̃), by a kernel in one pass."
     n, m = parse_pattern(sparsity.pattern)
     kernels = kernels_for(w, m, target) if n < m else None
     if kernels:
@@ -187,21 +169,6 @@ def add_masked_decay_(optimizer:torch.optim.Optimizer, # any torch optimizer (or
     if at == "backward":
         for w, sparsity in decaying: _in_backward_(w, sparsity)
     else: optimizer.register_step_pre_hook(_before_step(decaying, at))
-
-# %% ../nbs/01_ste.ipynb #7a5d1e02
-@torch.no_grad()
-def masks_ahead(layers # sparse layers, such as the values of `sparse_layers(model)`
-    ):
-    "Derive the masks that the next forward pass and λ_W need; layers on a GPU have kernels and need none."
-    alike = {}
-    for layer in layers:
-        w, sparsity = dense_weight(layer), sparsity_of(layer)
-        if sparsity.estimator != "fixed" and not w.is_cuda:
-            alike.setdefault((sparsity.pattern, w.device), []).append((w, sparsity))
-    for (pattern, _), pairs in alike.items():
-        masks = nm_masks([w for w, _ in pairs], pattern)
-        for (w, sparsity), mask in zip(pairs, masks):
-            sparsity._ahead = _stamp(sparsity, w), mask, {"forward", "decay"}
 
 # %% ../nbs/01_ste.ipynb #318766fc
 LAYERS = {
