@@ -6,12 +6,12 @@ import importlib, sys
 _HERE = {   # name: the module it lives in
     "sparsify_": "ste", "bake_": "ste", "sparsity_report": "ste", "add_masked_decay_": "ste",
     "transfer_loss": "transfer", "one_shot_": "one_shot",
-    "accelerate_": "gpu", "save_packed": "packing", "load_packed": "packing",
+    "accelerate_": "accelerate", "explain": "accelerate", "save_packed": "packing", "load_packed": "packing",
     "build_model": "models", "sample": "diffusion", "train": "training", "TrainConfig": "training",
     "save_model": "checkpoints", "load_model": "checkpoints", "count_macs": "macs", "evaluate": "metrics",
 }
 _MOVED = {   # modules of version 0.1 whose name does not fit any more
-    "sparsedm.sampling": "sparsedm.gpu (accelerate_, probe, parity) and sparsedm.packing (pack, save_packed, load_packed)",
+    "sparsedm.sampling": "sparsedm.accelerate (accelerate_, parity), sparsedm.gpu (probe) and sparsedm.packing (pack, save_packed, load_packed)",
     "sparsedm.baselines": "sparsedm.one_shot, sparsedm.progressive and sparsedm.diff_pruning",
 }
 

@@ -186,4 +186,6 @@ def sparse_conv2d(x:Tensor, # (N, in, H, W)
     )->Tensor: # (N, out, H', W')
     "`F.conv2d` with a packed weight; `NoKernels` if this machine has none."
     _check(x, p, bias, kernel, stride, padding)
+    if not torch.compiler.is_compiling():
+        return _run(conv_kernels(), x.float(), p, bias, kernel, stride, padding).to(x.dtype)
     return _conv(x, p.start, p.index, p.value, p.shape[0], p.block, bias, list(kernel), stride, padding)

@@ -19,7 +19,8 @@ from .data import Images, load_images
 from .declare import CODECS, DATASETS, HOOKS, LOSSES, METHODS, PREPARE, SCALES, Hook, load_papers
 from .diffusion import noise_loss, sample
 from .files import locked, read_json, runs_dir, write_json
-from .gpu import Replay, cuda_times
+from .accelerate import Replay
+from .gpu import cuda_times
 from .macs import macs_summary
 from .masking import nm_mask
 from .metrics import evaluate, paired_distance, score_floor

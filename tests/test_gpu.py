@@ -10,7 +10,7 @@ import pytest, torch
 import torch.nn.functional as F
 from execnb.nbio import read_nb
 from execnb.shell import CaptureShell
-from sparsedm import gpu
+from sparsedm import accelerate, gpu
 from sparsedm.checkpoints import load_tensors, save_tensors
 from sparsedm.diffusion import sample
 from sparsedm.models import build_model
@@ -79,7 +79,7 @@ def test_the_plan_of_the_search_is_timed_and_used(cslt):
     def timer(calls):
         asked.append(set(calls))
         return {name: [seconds.get(name, 9.)] for name in calls}
-    fast = gpu.accelerate_(baked(), SMALL, backend=backend, timer=timer, compile=False, progress=False)
+    fast = accelerate.accelerate_(baked(), SMALL, backend=backend, timer=timer, compile=False, progress=False)
     used = [m for m in fast.modules() if isinstance(m, gpu.SparseLinear)]
     assert {"dense", (0, 1, -1), (7, 1, -1), (7, 2, 1)} in asked
     assert used and all(m.plan == (7, 2, 1) for m in used)
@@ -93,18 +93,18 @@ def test_a_plan_with_a_wrong_product_is_not_used(cslt):
     right = torch._cslt_sparse_mm
     def wrong_for_7(packed, b, bias=None, alg_id=0, **others):
         return right(packed, b, bias, alg_id=alg_id, **others) * (1.5 if alg_id == 7 else 1)
-    inputs = gpu.cast_inputs(SMALL, torch.bfloat16)
+    inputs = accelerate.cast_inputs(SMALL, torch.bfloat16)
     with patch("torch._cslt_sparse_mm", wrong_for_7):
-        table = gpu.choose_layers(baked().bfloat16(), inputs, backend, sparse_wins)
+        table = accelerate.choose_layers(baked().bfloat16(), inputs, backend, sparse_wins)
     assert set(table.plan[table.use_sparse]) == {(0, 1, -1)}
 
 
 def test_a_search_that_fails_leaves_the_librarys_own_plan(cslt):
     backend, _ = cslt
     def fails(*args): raise RuntimeError("no algorithm")
-    inputs = gpu.cast_inputs(SMALL, torch.bfloat16)
+    inputs = accelerate.cast_inputs(SMALL, torch.bfloat16)
     with patch("torch._C._cusparselt.mm_search", fails):
-        table = gpu.choose_layers(baked().bfloat16(), inputs, backend, sparse_wins)
+        table = accelerate.choose_layers(baked().bfloat16(), inputs, backend, sparse_wins)
     assert table.use_sparse.any() and set(table.plan[table.use_sparse]) == {(0, 1, -1)}
 
 
@@ -120,7 +120,7 @@ def test_unet_has_1x1_products_and_keeps_its_3x3(cslt):
     backend, _ = cslt
     model = baked("digits-unet")
     plain = copy.deepcopy(model).bfloat16()
-    fast = gpu.accelerate_(model, SMALL, backend=backend, timer=sparse_wins, compile=False, progress=False)
+    fast = accelerate.accelerate_(model, SMALL, backend=backend, timer=sparse_wins, compile=False, progress=False)
     why = fast.choice.layers.why
     assert any(m.conv for m in fast.modules() if isinstance(m, gpu.SparseLinear))
     assert why[why.index.str.endswith("conv1")].eq("3×3 convolution: no 2:4 kernel in PyTorch or cuDNN").all()
@@ -130,7 +130,7 @@ def test_unet_has_1x1_products_and_keeps_its_3x3(cslt):
 
 @pytest.mark.parametrize("pattern", ["1:4", "1:8"])
 def test_sparser_patterns_are_24(pattern):
-    table = gpu.choose_layers(baked(pattern=pattern), SMALL, gpu.reference_backend(), sparse_wins)
+    table = accelerate.choose_layers(baked(pattern=pattern), SMALL, gpu.reference_backend(), sparse_wins)
     assert table.use_sparse.any()
 
 
@@ -198,10 +198,10 @@ def test_a_replayed_step_reads_the_new_inputs(cuda):
             out = torch.empty_like(x)
             cuda.call(lambda: torch.mul(x, 2, out=out))
             return out
-    fast = gpu.Replay(Doubles(), batch=2)
-    for value in (1., 5.): assert fast._replay([torch.full((2, 3), value), torch.zeros(2)]).eq(2 * value).all()
-    fast._replay([torch.ones(2, 3), torch.zeros(2), torch.zeros(2, dtype=torch.long), None])
-    assert len(fast._graphs) == 2                                        # another kind of input is another graph
+    fast = accelerate.Replay(Doubles(), batch=2)
+    for value in (1., 5.): assert accelerate._replayed(fast, (torch.full((2, 3), value), torch.zeros(2)), {}).eq(2 * value).all()
+    accelerate._replayed(fast, (torch.ones(2, 3), torch.zeros(2)), dict(y=torch.zeros(2, dtype=torch.long)))
+    assert len(fast.graphs) == 2                                        # another kind of input is another graph
 
 
 # ---- files ----
@@ -280,12 +280,12 @@ def test_gpu_parity_and_never_slower(compile):
     model = baked("uvit-s-cifar10")
     plain = copy.deepcopy(model).cuda().bfloat16()
     inputs = (torch.randn(16, 3, 32, 32), torch.rand(16) * 999)
-    fast = gpu.accelerate_(model, inputs, compile=compile, progress=False)
+    fast = accelerate.accelerate_(model, inputs, compile=compile, progress=False)
     assert fast.choice.speedup >= 1
     layers = fast.choice.layers
     fitting = layers.assign(use_sparse=layers.dense_s.notna())   # all that fit, whether they gain or not
-    every = gpu.Replay(gpu.swap_layers(copy.deepcopy(plain), fitting, gpu.probe()), 16)
-    errors = gpu.parity(plain, every, gpu.cast_inputs(inputs, torch.bfloat16, "cuda"))
+    every = accelerate.Replay(accelerate.swap_layers(copy.deepcopy(plain), fitting, gpu.probe()), 16)
+    errors = accelerate.parity(plain, every, accelerate.cast_inputs(inputs, torch.bfloat16, "cuda"))
     assert (errors.sparse_error < 2 * errors.dense_error + 1e-3).all(), errors
     a, b = (sample(m, range(20), (3, 32, 32), steps=10, batch_size=16) for m in (every, plain))
     assert relative(a, b) < .05   # the captured graph replays right, also for the short last batch
