@@ -6,7 +6,7 @@
 __all__ = ['NoKernels', 'cpu_name', 'compiler', 'compiler_version', 'c_library']
 
 # %% ../nbs/12_cpu.ipynb #c12a0003
-import ctypes, os, platform, shlex, shutil, subprocess, tempfile
+import ctypes, os, platform, shlex, shutil, subprocess, tempfile, threading
 from functools import lru_cache
 from pathlib import Path
 import torch
@@ -82,16 +82,22 @@ def _load(path):
     except OSError as e: raise NoKernels(f"the compiled kernels cannot be loaded: {e}") from None
 
 # %% ../nbs/12_cpu.ipynb #c12a000d
+_ONE_AT_A_TIME = threading.Lock()   # of this process's threads
+
+def _made(source, path):
+    try: return atomic_write(path, lambda unfinished: _compiled(source, unfinished))
+    except OSError:   # the cache cannot be written
+        path = Path(tempfile.mkdtemp(prefix="sparsedm-"))/path.name
+        _compiled(source, path)
+        return path
+
 @lru_cache
 def c_library(source:str # C, without a main
     )->ctypes.CDLL: # its functions
     "The compiled library, from the cache or new; `NoKernels` says why there is none."
     path = _library_path(source)
-    try:
-        if path.is_file(): return _load(path)
-    except NoKernels: pass   # damaged: made again
-    try: atomic_write(path, lambda unfinished: _compiled(source, unfinished))
-    except OSError:   # the cache cannot be written
-        path = Path(tempfile.mkdtemp(prefix="sparsedm-"))/path.name
-        _compiled(source, path)
-    return _load(path)
+    with _ONE_AT_A_TIME:
+        try:
+            if path.is_file(): return _load(path)
+        except NoKernels: pass   # damaged: made again
+        return _load(_made(source, path))

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['DOTS', 'TILE_GRADIENT', 'GRADIENT', 'PLACES', 'gathered', 'scattered', 'Packs', 'linear_packs', 'trained_linear',
-           'conv_packs', 'trained_conv2d']
+           'conv_packs', 'trained_conv2d', 'TrainedLinear', 'TrainedConv2d', 'train_sparse_']
 
 # %% ../nbs/12c_cpu_training.ipynb #c12d0003
 from dataclasses import dataclass, replace
 from functools import lru_cache
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import nn, Tensor
 from . import cpu_conv, cpu_linear
 from .cpu import c_library
 from .cpu_conv import images_of, sparse_conv2d
+from .cpu_layers import same_padding, why_dense_on_cpu
 from .cpu_linear import VECTORS, Packed, c_weight, call, pack_rows, sparse_linear, tokens_of
+from .ste import check_baked, weight_layers
 
 # %% ../nbs/12c_cpu_training.ipynb #c12d0006
 DOTS = r"""
@@ -235,3 +237,26 @@ def trained_conv2d(x:Tensor, # (N, in, H, W) float32
     "`F.conv2d` whose products and gradients skip the zeros of the weight."
     _check(x, w, packs)
     return _Conv.apply(x, w, bias, stride, padding, packs, active)
+
+# %% ../nbs/12c_cpu_training.ipynb #c12d001b
+class TrainedLinear(nn.Linear):
+    "A Linear that trains its nonzeros; made by `train_sparse_`."
+    def forward(self, x): return trained_linear(x, self.weight, self.bias, self.packs, active=True)
+
+class TrainedConv2d(nn.Conv2d):
+    "A Conv2d that trains its nonzeros; made by `train_sparse_`."
+    def forward(self, x):
+        how = dict(stride=self.stride[0], padding=same_padding(self), packs=self.packs, active=True)
+        return trained_conv2d(x, self.weight, self.bias, **how)
+
+def train_sparse_(model:nn.Module # baked, float32, on a CPU; changed in place
+    )->nn.Module: # the same model
+    "Let every layer with zeros, where the kernels take it, compute and train its nonzeros only."
+    check_baked(model)
+    fitting = {name: layer for name, layer in weight_layers(model).items() if why_dense_on_cpu(layer) is None}
+    if not fitting: raise ValueError(f"no weight of {type(model).__name__} has zeros in a form the kernels take")
+    for layer in fitting.values():
+        linear = isinstance(layer, nn.Linear)
+        layer.packs = (linear_packs if linear else conv_packs)(layer.weight)
+        layer.__class__ = TrainedLinear if linear else TrainedConv2d
+    return model
