@@ -177,7 +177,7 @@ for m in {sorted(OPTIONAL - {'diffusers', 'sparsedm.kernels'})!r} + ['torchvisio
 for m in {modules!r}: __import__('sparsedm.' + m)
 import sparsedm
 assert callable(sparsedm.sparsify_) and 'sparsify_' in dir(sparsedm)
-for wrong, says in (('sparsedm.sampling', 'sparsedm.sampling is now sparsedm.accelerate'), ('sparsedm.nothing', 'No module named')):
+for wrong, says in (('sparsedm.sampling', 'is now sparsedm.accelerate'), ('sparsedm.nothing', 'No module named')):
     try: __import__(wrong)
     except ModuleNotFoundError as e: assert says in str(e), e
     else: raise AssertionError(wrong)
