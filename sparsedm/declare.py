@@ -178,6 +178,7 @@ class Scale:
     paper:str = "sparsedm"       # whose tables it makes
     tables:tuple = ()            # only these; (): all of the paper
     fewer:dict = field(default_factory=dict)      # table → how many of the seeds it is made with, where not all
+    short_sweeps:bool = False    # with fewer settings, and fewer ratios on the second backbone?
 
     def __post_init__(self):
         if 0 <= self.starts <= len(self.seeds): return

@@ -211,7 +211,7 @@ def _train(run, model, folder, progress, deadline):
 # %% ../nbs/32_execute.ipynb #85469d92
 TIMES = tuple((i + .5) / 10 for i in range(10))
 
-HELD_OUT = 1024   # at most so many images that no model was trained on, and so many losses at each time
+HELD_OUT = 1024   # at most so many images that no model was trained on, and about so many losses at each time
 
 def has_held_out(run:Run)->bool: return "test" in DATASETS.named(run.data).splits
 
@@ -219,14 +219,14 @@ def _looked_at(run):
     "Images to compute a loss on, and how many noises for each: where few images are held out, more."
     if not has_held_out(run): return load_images(run.data)[:128], 1
     images = load_images(run.data, "test")[:HELD_OUT]
-    return images, -(-min(HELD_OUT, run.n_samples) // len(images))
+    return images, max(1, round(min(HELD_OUT, run.n_samples) / len(images)))
 
 
 # %% ../nbs/32_execute.ipynb #4e1d0a74
 @torch.no_grad()
 def loss_by_time(model:nn.Module, # plain
     run:Run,
-    noises:int=0 # for each image; 0: as many as make as many terms as samples are drawn, up to HELD_OUT
+    noises:int=0 # for each image; 0: such that there are about as many losses as samples, up to HELD_OUT
     )->list: # at each of TIMES
     "Noise-prediction loss for fixed noises, on held-out images or, where there are none, on 128 seen ones."
     images, enough = _looked_at(run)

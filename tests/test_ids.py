@@ -8,12 +8,12 @@ from sparsedm.run import find_run, runs_of
 
 ROOT = Path(__file__).resolve().parent.parent
 HASHES = {   # scale: (runs, hash of their ids in order, hash of the ids of their weights)
-    "smoke": (91, "9cb828f98fff06ca", "a50aa0984a33d393"),
-    "demo": (214, "09652b01de7e40e2", "d15283e78aecf382"),
+    "smoke": (91, "fe6ee357436e5446", "2aa75663e6e37df3"),
+    "demo": (240, "59737df3eaf9c950", "d49f8898a538cda6"),
     "evidence-digits": (462, "735f39f841880dbd", "d66050482d6c5f39"),
     "evidence-fashion": (232, "505294b7bc524be6", "319f659b84471c20"),
     "cifar-cpu": (18, "19fe68ab60382c5c", "7be1e11590ecc75f"),
-    "cifar": (147, "3190b3afc397f6b7", "a7433869cab487be"),
+    "cifar": (147, "2f95107f4296e09b", "bbe1f97535a3290a"),
 }
 CIFAR = {   # the records of cifar-cpu
     "asp-ft-unet-2of4-s0-869b974c", "asp-ft-uvit-2of4-s0-3ca0f6c6", "asp-unet-2of4-s0-a7326b6b", "asp-uvit-2of4-s0-60ddcdf5",

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NAMED_HERE', 'NETS', 'NINE', 'TEN', 'RATIOS', 'TABLE2', 'DRAWN', 'PROGRESSIVE', 'ALL_COMPARED', 'TABLE1', 'LAMBDA_W',
            'UPDATE_LAMBDA_W', 'LOSS_SCALES', 'LAMBDAS', 'ONE_SHOT', 'PAPER_EXPOSURE', 'TWICE', 'PAPER', 'TOKENS',
-           'PAPER_SPEED', 'declare', 'both', 'fig3_runs', 'table', 'has_half', 'drawn', 'changed', 'x_start_runs',
-           'x_lambda_w_runs', 'x_transfer_runs', 'x_flips_runs', 'x_timesteps_runs', 'x_metrics_runs', 'exposed',
-           'evidence_runs', 'longer', 'steps_runs']
+           'PAPER_SPEED', 'declare', 'both', 'fig3_runs', 'table', 'has_half', 'drawn', 'swept', 'changed',
+           'x_start_runs', 'x_lambda_w_runs', 'x_transfer_runs', 'x_flips_runs', 'x_timesteps_runs', 'x_metrics_runs',
+           'exposed', 'evidence_runs', 'longer', 'steps_runs']
 
 # %% ../../nbs/40_sparsedm.ipynb #5a02081b
 import pandas as pd
@@ -27,8 +27,7 @@ SCALES.add(Scale("smoke", data="digits-split", seeds=(0,),
 _DENSE = dict(lr=2e-3, warmup=100, ema=.999, cooldown=.25)
 _UVIT, _UNET = Recipe(16_000, 64, **_DENSE), Recipe(10_000, 64, **_DENSE)
 _DEMO = dict(batch_size=32, warmup=20, ema=.95, cooldown=1.)
-_SWEEPS = ("fig3", "x_start", "x_lambda_w", "x_transfer", "x_flips", "x_timesteps")
-SCALES.add(Scale("demo", data="digits-split", seeds=(0, 1, 2), fewer=dict.fromkeys(_SWEEPS, 2),
+SCALES.add(Scale("demo", data="digits-split", seeds=(0, 1, 2), short_sweeps=True,
     nets=dict(uvit=Net("digits-uvit", _UVIT, Recipe(240, lr=2e-4, **_DEMO), variants={"half": "digits-half"}),
               unet=Net("digits-unet", _UNET, Recipe(240, lr=1e-4, **_DEMO))),
     measure=Measure("digits-cnn", 512, "dpm-solver-clipped", 16, points=4)))
@@ -60,8 +59,9 @@ SCALES.add(Scale("cifar-cpu", data="cifar10", seeds=(0,), starts=1, tables=("tab
     measure=Measure("efficientnet-lite0", 1_000, "dpm-solver-clipped", 16)))
 
 _CIFAR = dict(lr=5e-4, warmup=1_000, ema=.9995, cooldown=.2)
+_SWEEPS = ("fig3", "x_start", "x_lambda_w", "x_transfer", "x_one_shot", "x_flips", "x_timesteps")
 _CIFAR_TUNE = Recipe(2_000, 256, lr=2e-4, warmup=100, ema=.998, cooldown=1.)
-SCALES.add(Scale("cifar", data="cifar10", seeds=(0, 1, 2), starts=1, fewer=dict.fromkeys((*_SWEEPS, "x_one_shot"), 1),
+SCALES.add(Scale("cifar", data="cifar10", seeds=(0, 1, 2), starts=1, fewer=dict.fromkeys(_SWEEPS, 1),
     nets=dict(uvit=Net("cifar-uvit", Recipe(40_000, 256, **_CIFAR), _CIFAR_TUNE, variants={"half": "cifar-half"}),
               unet=Net("cifar-unet", Recipe(40_000, 256, **_CIFAR), _CIFAR_TUNE)),
     measure=Measure("efficientnet-lite0", 10_000, "dpm-solver-clipped", 50, points=8)))
@@ -131,7 +131,8 @@ def both(run, methods, pattern="2:4"): return [run(m, pattern, net) for net in N
 def fig3_runs(run):
     sparse = [run("ours", "32:32")] + [run(m, p) for m in ("ours", "ste", "untrained") for p in NINE]
     along = [run(m) for m in ("improved", *PROGRESSIVE)]
-    structural = [run(m, p, net) for net in NETS for m in ("ours", "diff-pruning") for p in RATIOS]
+    ratios = dict(uvit=RATIOS, unet=("2:4",) if run.scale.short_sweeps else RATIOS)
+    structural = [run(m, p, net) for net in NETS for m in ("ours", "diff-pruning") for p in ratios[net]]
     return [run("dense"), *sparse, *along, *structural, run("dense", backbone="unet"), run("ste", backbone="unet")]
 
 
@@ -150,10 +151,13 @@ table("fig2", "png pdf", lambda run: [run(m) for m in drawn(run.scale)], one_see
 table("fig3", "png pdf csv", fig3_runs)
 
 # %% ../../nbs/40_sparsedm.ipynb #1f001054
-LAMBDA_W = (2e-5, 2e-4, 2e-3, 2e-2, 2e-1)                  # decades around the released value
-UPDATE_LAMBDA_W = (2e-4, 2e-1, 2e1)                        # decoupled: multiplied by the learning rate, so larger
-LOSS_SCALES = (2.**10, 2.**16)                             # the second is where torch's GradScaler begins
-LAMBDAS = ((.01, 1.), (.1, 1.), (1., 1.), (1., 0.))        # λ₁ : λ₂ of Eq. 11
+LAMBDA_W = (2e-4, 2e-2, 2e-1, 2e-5, 2e-3)                  # decades around the released value, the first
+UPDATE_LAMBDA_W = (2e-1, 2e1, 2e-4)                        # decoupled: multiplied by the learning rate, so larger
+LOSS_SCALES = (2.**16, 2.**10)                             # the first is where torch's GradScaler begins
+LAMBDAS = ((.1, 1.), (1., 1.), (1., 0.), (.01, 1.))        # λ₁ : λ₂ of Eq. 11
+
+def swept(run, settings, fewer): # the first few, where sweeps are short
+    return settings[:fewer] if run.scale.short_sweeps else settings
 
 def changed(run, method, **changes): # the run, with the changes that are any
     plain = run(method)
@@ -164,12 +168,14 @@ def x_start_runs(run):
     return [run(m, **own, **start) for start in ({}, dict(start="")) for m, own in cells]
 
 def x_lambda_w_runs(run):
-    inside = [run("improved", lambda_w=2e-2, decay="backward", loss_scale=scale) for scale in (1., *LOSS_SCALES)]
-    decoupled = [run("improved", lambda_w=w, decay="update") for w in UPDATE_LAMBDA_W]
-    return [run("ste"), *(changed(run, "improved", lambda_w=w) for w in LAMBDA_W), *decoupled, *inside]
+    scales = (1., *swept(run, LOSS_SCALES, 1))
+    inside = [run("improved", lambda_w=2e-2, decay="backward", loss_scale=scale) for scale in scales]
+    decoupled = [run("improved", lambda_w=w, decay="update") for w in swept(run, UPDATE_LAMBDA_W, 2)]
+    decades = [changed(run, "improved", lambda_w=w) for w in swept(run, LAMBDA_W, 3)]
+    return [run("ste"), *decades, *decoupled, *inside]
 
 def x_transfer_runs(run):
-    outputs = [changed(run, "ours", lambda_teacher=a, lambda_noise=b) for a, b in LAMBDAS]
+    outputs = [changed(run, "ours", lambda_teacher=a, lambda_noise=b) for a, b in swept(run, LAMBDAS, 3)]
     samples = [run("improved", train_on="teacher"), run("ours", train_on="both")]
     high = [run(m, p) for p in ("1:8", "1:32") for m in ("improved", "ours")]
     return [run("improved"), *outputs, *samples, *high]
