@@ -35,6 +35,8 @@ enum { LANES = 4 };   // NEON, SSE
 typedef VECTOR(float, LANES) vec;
 typedef VECTOR(int32_t, LANES) ivec;
 typedef VECTOR(float, 4) four;
+typedef VECTOR(int32_t, 4) ifour;
+typedef uint16_t __attribute__((vector_size(8), aligned(2), may_alias)) upper;   // halves of four floats
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 INLINE vec all(float x) { return x - (vec){0}; }
@@ -70,10 +72,19 @@ typedef struct {           // a sparse weight (out, in), by blocks of inputs and
   const void *value;       // (entries) float, or its upper half
   const float *bias;       // (out) or NULL
 } packed;
-INLINE float value_at(const void *value, int half, size_t k) {
-  if (!half) return ((const float *)value)[k];
-  union { uint32_t bits; float number; } wide = {(uint32_t)((const uint16_t *)value)[k] << 16};
-  return wide.number;
+#if defined(__x86_64__)
+#define KEEP(x) __asm__("" : "+x"(x))   // in its register: spread from memory, each number would be another load
+#elif defined(__aarch64__)
+#define KEEP(x) __asm__("" : "+w"(x))
+#else
+#define KEEP(x)
+#endif
+INLINE four four_values(const void *value, int half, size_t k) {
+  four values;
+  if (half) values = (four)(__builtin_convertvector(*(const upper *)((const uint16_t *)value + k), ifour) << 16);
+  else values = *(const four *)((const float *)value + k);
+  KEEP(values);
+  return values;
 }
 """
 
@@ -176,10 +187,11 @@ INLINE void multiply(const int V, const int half, const packed *w, const float *
   for (size_t k = from; k < to; k += 4) {
     uint32_t indices;
     memcpy(&indices, w->index + k, 4);   // one load brings four
+    four values = four_values(w->value, half, k);
     UNROLL for (int i = 0; i < 4; i++) {
       size_t index = indices >> 8 * i & 255;
       const float *row = offset ? x + offset[index] : x + index * (V * LANES);
-      vec value = all(value_at(w->value, half, k + i));
+      vec value = all(values[i]);
       UNROLL for (int v = 0; v < V; v++) sum[v] += value * load(row + v * LANES);
     }
   }

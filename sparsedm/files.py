@@ -135,7 +135,7 @@ def _state(scale):
     "Size and time of everything that a scale's tables depend on, or that they are."
     base = root()
     inside = [(records_dir(scale), "*.json"), (figures_dir(scale), "*"), (runs_dir(scale), "*.ipynb"),
-              (base/"nbs"/"paper", "**/*.ipynb"), (base/"sparsedm", "**/*.py"), (speed_dir(), "*.json")]
+              (base/"nbs"/"paper", "**/*.ipynb"), (base/"sparsedm", "**/*.py"), (speed_dir(), "**/*.json")]
     files = [p for folder, pattern in inside for p in folder.glob(pattern) if p.is_file()]
     return {p.relative_to(base).as_posix(): [p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(files)}
 

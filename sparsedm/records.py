@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REQUIRED', 'SERIES', 'record_path', 'run_folder', 'kept_path', 'model_path', 'has_record', 'without_record',
            'why_missing', 'required', 'is_number', 'check_record', 'environment', 'write_record', 'read_record',
-           'read_records', 'frame', 'speed_records']
+           'read_records', 'frame', 'speed_records', 'cpu_speed']
 
 # %% ../nbs/31_records.ipynb #25a8a97c
 import json, math, platform, subprocess
@@ -197,3 +197,27 @@ def speed_records(folder="" # where they lie, from the root on; "": `files.speed
         records.append(record)
     for record in records: record["label"] = _label(record, records)
     return records
+
+# %% ../nbs/31_records.ipynb #67d42b1b
+def _check_times(cell, path):
+    "Refuse a timed cell of a CPU that lacks something, or whose seconds are no numbers above 0."
+    missing = [k for k in ("kind", "threads", "of", "seconds") if k not in cell]
+    if missing: raise ValueError(f"{path}: a cell is without {', '.join(missing)}")
+    for form, times in cell["seconds"].items():
+        if isinstance(times, list) and len(times) == 3 and all(is_number(t) and t > 0 for t in times): continue
+        raise ValueError(f"{path}: seconds of {form!r} must be three numbers above 0; got {times!r}")
+
+def cpu_speed(folder="" # where they lie, from the root on; "": cpu/ in `files.speed_dir()`
+    )->pd.DataFrame: # a row per form: device, kind, threads, what was timed, form, seconds, low, high (quartiles)
+    "The timings that `bench/cpu` wrote; `ValueError` names the file and what is missing or wrong in it."
+    rows = []
+    for path in sorted((root()/folder if folder else speed_dir()/"cpu").glob("*.json")):
+        record = read_json(path)
+        missing = [k for k in ("device", "environment", "cells") if k not in record]
+        if missing: raise ValueError(f"{path}: missing {', '.join(missing)}")
+        for cell in record["cells"]:
+            _check_times(cell, path)
+            facts = dict(device=record["device"], kind=cell["kind"], threads=cell["threads"], **cell["of"])
+            rows += [facts | dict(form=form, seconds=median, low=low, high=high)
+                     for form, (median, low, high) in cell["seconds"].items()]
+    return pd.DataFrame(rows, columns=None if rows else ["device", "kind", "threads", "form", "seconds", "low", "high"])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMED_HERE', 'NETS', 'NINE', 'TEN', 'RATIOS', 'TABLE2', 'DRAWN', 'PROGRESSIVE', 'ALL_COMPARED', 'TABLE1', 'LAMBDA_W',
-           'UPDATE_LAMBDA_W', 'LOSS_SCALES', 'LAMBDAS', 'ONE_SHOT', 'PAPER_EXPOSURE', 'TWICE', 'PAPER', 'TOKENS',
-           'PAPER_SPEED', 'declare', 'both', 'fig3_runs', 'table', 'has_half', 'drawn', 'swept', 'changed',
+           'UPDATE_LAMBDA_W', 'LOSS_SCALES', 'LAMBDAS', 'ONE_SHOT', 'PAPER_EXPOSURE', 'ON_CPU', 'TWICE', 'PAPER',
+           'TOKENS', 'PAPER_SPEED', 'declare', 'both', 'fig3_runs', 'table', 'has_half', 'drawn', 'swept', 'changed',
            'x_start_runs', 'x_lambda_w_runs', 'x_transfer_runs', 'x_flips_runs', 'x_timesteps_runs', 'x_metrics_runs',
            'exposed', 'evidence_runs', 'longer', 'steps_runs']
 
@@ -212,6 +212,7 @@ def evidence_runs(run):
     return rows + [run(m, layers="paper") for m in ("untrained", "fixed", "sparsegpt-ft", "ste", "improved", "ours")]
 
 # %% ../../nbs/40_sparsedm.ipynb #e62c1f8a
+ON_CPU = ("digits-uvit",)   # timed in data/records/speed/cpu, with the half-size network beside it
 TWICE = ("dense-ft", "fixed", "ste", "improved", "ours")   # on the U-ViT at 2:4
 
 def longer(run, method, pattern="2:4", backbone="uvit"): # with twice the steps
@@ -236,6 +237,8 @@ table("x_flips", "png pdf csv", x_flips_runs)
 table("x_timesteps", "png pdf csv", x_timesteps_runs)
 table("x_metrics", "png pdf csv", x_metrics_runs)
 table("x_speed", "md csv png pdf")
+table("x_seconds", "md csv png pdf", lambda run: [run("dense"), run("half"), *(run("ours", p) for p in NINE)],
+      when=lambda scale: has_half(scale) and scale.nets["uvit"].model in ON_CPU)
 table("claims", "md csv", everything=True)
 
 # %% ../../nbs/40_sparsedm.ipynb #8d5c58cb
