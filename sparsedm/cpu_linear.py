@@ -296,9 +296,13 @@ static void take_outputs(const shape *g, const tile *t, int from, int to, const 
 
 # %% ../nbs/12a_cpu_linear.ipynb #c12b0017
 DRIVER = r"""
-static int tiles_each(const shape *g, int most) { return ceil_div(ceil_div(positions(g), LANES), most); }
-static tile nth_tile(const shape *g, int most, int k) {   // positions shared out evenly, in vectors
-  int64_t each = tiles_each(g, most), vectors = ceil_div(positions(g), LANES), nth = k % each;
+static int tiles_each(const shape *g, int most, int threads) {   // of a few tiles, all threads get as many
+  int vectors = ceil_div(positions(g), LANES), n = ceil_div(vectors, most), tiles = n * sets(g);
+  if (tiles > threads) while (tiles < 8 * threads && tiles % threads && n < vectors) tiles = ++n * sets(g);
+  return n;
+}
+static tile nth_tile(const shape *g, int64_t each, int k) {   // positions shared out evenly, in vectors
+  int64_t vectors = ceil_div(positions(g), LANES), nth = k % each;
   int from = nth * vectors / each, to = (nth + 1) * vectors / each, at = from * LANES, row = (to - from) * LANES;
   return (tile){k / each, at, smaller(row, positions(g) - at), to - from, row};
 }
@@ -319,7 +323,7 @@ static void tile_product(const shape *g, const tile *t, const packed *w, const f
 FORWARD = r"""
 // Y = W X, or next · (W X); 1: no memory
 int forward(const shape *g, const packed *w, const packed *next, const float *X, float *Y, int most, int threads) {
-  int tiles = sets(g) * tiles_each(g, most), failed = 0;
+  int each = tiles_each(g, most, threads), tiles = sets(g) * each, failed = 0;
   int parts = next || tiles >= threads || !tiles ? 1 : ceil_div(threads, tiles);   // few tiles: share the outputs out
 #pragma omp parallel num_threads(threads)
   {
@@ -329,7 +333,7 @@ int forward(const shape *g, const packed *w, const packed *next, const float *X,
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
     for (int k = 0; k < (failed ? 0 : tiles * parts); k++) {
-      tile t = nth_tile(g, most, k / parts);
+      tile t = nth_tile(g, each, k / parts);
       int from = w->out * (k % parts) / parts, to = w->out * (k % parts + 1) / parts;
       tile_product(g, &t, w, X, x, from, to, y);
       if (next) tile_product(g, &t, next, NULL, y, 0, next->out, z);

@@ -69,7 +69,7 @@ static void tile_gradient(const shape *g, const tile *t, const packed *w, const 
 GRADIENT = r"""
 // gradients of the entries of a weight; 1: no memory
 int gradient(const shape *g, const packed *w, const float *X, const float *dY, float *grad, int most, int threads) {
-  int tiles = sets(g) * tiles_each(g, most), failed = 0;
+  int each = tiles_each(g, most, 1), tiles = sets(g) * each, failed = 0;
 #pragma omp parallel num_threads(threads)
   {
     size_t row = (size_t)most * LANES;
@@ -79,7 +79,7 @@ int gradient(const shape *g, const packed *w, const float *X, const float *dY, f
 #pragma omp for schedule(static)
     for (int part = 0; part < (failed ? 0 : threads); part++)
       for (int k = 0; k < tiles; k++) {
-        tile t = nth_tile(g, most, k);
+        tile t = nth_tile(g, each, k);
         int from = w->out * part / threads, to = w->out * (part + 1) / threads;
         tile_gradient(g, &t, w, X, dY, x, dy, from, to, grad);
       }
