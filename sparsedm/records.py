@@ -220,4 +220,4 @@ def cpu_speed(folder="" # where they lie, from the root on; "": cpu/ in `files.s
             facts = dict(device=record["device"], kind=cell["kind"], threads=cell["threads"], **cell["of"])
             rows += [facts | dict(form=form, seconds=median, low=low, high=high)
                      for form, (median, low, high) in cell["seconds"].items()]
-    return pd.DataFrame(rows, columns=None if rows else ["device", "kind", "threads", "form", "seconds", "low", "high"])
+    return pd.DataFrame(rows, columns=None if rows else "device kind threads form seconds low high".split())
