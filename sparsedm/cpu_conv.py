@@ -7,13 +7,16 @@ __all__ = ['IMAGES', 'ROWS', 'EXCHANGE', 'OUTPUTS', 'WIDE', 'COMMON', 'SOURCE', 
            'conv_kernels', 'sparse_conv2d']
 
 # %% ../nbs/12b_cpu_conv.ipynb #c12c0003
+from dataclasses import replace
 from functools import lru_cache
+import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .cpu import NoKernels, c_library
+from .cpu import NoKernels, c_library, check_kind
 from .cpu_linear import (BLOCK, DRIVER, FORWARD, GELU, MULTIPLY, PACKED, TILE, VECTORS, Packed, c_weight, call,
-                                 check_bias, pack_rows, structure)
+                                 check_product, check_weight, goes_through_pytorch, in_order, pack_rows,
+                                 structure)
 
 # %% ../nbs/12b_cpu_conv.ipynb #c12c0007
 IMAGES = r"""
@@ -123,22 +126,26 @@ def best_channels(density:float, area:int)->int: # area: kernel height × width
 def pack_conv(w:Tensor, # (out, in, kh, kw), finite
     channels:int=0, # of a block; 0: `best_channels`
     dtype:torch.dtype=torch.float32, # of the values: float32 or bfloat16
-    )->Packed: # of w.flatten(1)
+    )->Packed: # of w.flatten(1), with its kernel
     "Compress the weight of a convolution; kernels of more than 256 entries are refused."
-    if w.dim() != 4 or not w.numel(): raise ValueError(f"a weight (out, in, kh, kw) is packed; got {tuple(w.shape)}")
+    check_weight(w, 4)
+    if not w.numel(): raise ValueError(f"a weight must have numbers; got {tuple(w.shape)}")
     area, density = w[0, 0].numel(), (w != 0).double().mean().item()
-    return pack_rows(w.flatten(1), area * (channels or best_channels(density, area)), dtype)
+    block = area * (channels or best_channels(density, area))
+    if not 1 <= block <= 256:
+        raise ValueError(f"channels · kernel entries must be 1 … 256; got {channels or 1} · {area}")
+    return replace(pack_rows(w.flatten(1), block, dtype), kernel=tuple(w.shape[2:]))
 
-def images_of(x:Tensor, p:Packed, kernel:tuple, stride:int, padding:int, lanes:int): # a struct
+def images_of(x:Tensor, p:Packed, stride:int, padding:int, lanes:int): # a struct
     "The shapes of a convolution, as the kernels take them."
-    (N, C, H, W), (kh, kw) = x.shape, kernel
-    Ho, Wo = ((n + 2 * padding - k) // stride + 1 for n, k in zip((H, W), kernel))
+    (N, C, H, W), (kh, kw) = x.shape, p.kernel
+    Ho, Wo = ((n + 2 * padding - k) // stride + 1 for n, k in zip((H, W), p.kernel))
     fold = min(N, -(-lanes // Wo)) or 1
     return _Images(N, C, H, W, p.shape[0], kh, kw, stride, padding, Ho, Wo, fold)
 
 # %% ../nbs/12b_cpu_conv.ipynb #c12c000d
-def _run(library, x, p, bias, kernel, stride, padding): # float32
-    x, images = x.contiguous(), images_of(x, p, kernel, stride, padding, library.lanes())
+def _run(library, x, p, bias, stride, padding): # float32
+    x, bias, images = in_order(x), in_order(bias), images_of(x, p, stride, padding, library.lanes())
     y = x.new_empty(len(x), p.shape[0], images.Ho, images.Wo)
     call(library.forward, images, c_weight(p, bias), None, x, y, WIDE)
     return y
@@ -150,15 +157,15 @@ def conv_kernels(): # a `ctypes.CDLL`, compiled and checked
     x, w, bias = (torch.randn(shape, generator=g) for shape in ((3, 9, 11, 7), (10, 9, 3, 3), (10,)))
     w = w * (torch.rand(w.shape, generator=g) < .3)
     exact = F.conv2d(x.double(), w.double(), bias.double(), padding=1)
-    off = (_run(library, x, pack_conv(w), bias, (3, 3), 1, 1) - exact).abs().max().item()
+    off = (_run(library, x, pack_conv(w), bias, 1, 1) - exact).abs().max().item()
     if off < 1e-4: return library
     raise NoKernels(f"the compiled kernels are wrong on this machine: a test convolution is off by {off:.1e}")
 
 @torch.library.custom_op("sparsedm::cpu_conv", mutates_args=(), device_types="cpu")
 def _conv(x:Tensor, start:Tensor, index:Tensor, value:Tensor, outs:int, block:int, bias:Tensor|None, kernel:list[int],
           stride:int, padding:int)->Tensor:
-    p = Packed((outs, x.shape[1] * kernel[0] * kernel[1]), block, start, index, value)
-    return _run(conv_kernels(), x.float(), p, bias, kernel, stride, padding).to(x.dtype)
+    p = Packed((outs, x.shape[1] * kernel[0] * kernel[1]), block, start, index, value, kernel=tuple(kernel))
+    return _run(conv_kernels(), x.float(), p, bias, stride, padding).to(x.dtype)
 
 @_conv.register_fake
 def _(x, start, index, value, outs, block, bias, kernel, stride, padding):
@@ -166,26 +173,24 @@ def _(x, start, index, value, outs, block, bias, kernel, stride, padding):
     return x.new_empty(len(x), outs, *sides)
 
 # %% ../nbs/12b_cpu_conv.ipynb #c12c000e
-def _check(x, p, bias, kernel, stride, padding):
-    "`ValueError` for what does not fit."
-    channels = p.shape[1] // (kernel[0] * kernel[1])
-    if x.device.type != "cpu": raise ValueError(f"the kernels are of the CPU; x is on {x.device}")
+def _check(x, p, bias, stride, padding):
+    check_product(x, p, bias)
+    check_kind(int, stride=stride, padding=padding)
+    if not p.kernel: raise ValueError(f"the weight {p.shape} is a linear layer's; `pack_conv` packs a convolution's")
+    (kh, kw), channels = p.kernel, p.shape[1] // math.prod(p.kernel)
     if x.dim() != 4 or not x.is_floating_point() or x.shape[1] != channels:
         raise ValueError(f"x must be floating-point (N, {channels}, H, W); got {x.dtype} {tuple(x.shape)}")
     if stride < 1 or padding < 0: raise ValueError(f"stride must be ≥ 1, padding ≥ 0; got {stride} and {padding}")
-    if any(n + 2 * padding < k for n, k in zip(x.shape[2:], kernel)):
-        raise ValueError(f"images of {x.shape[2]}×{x.shape[3]} are smaller than the kernel {kernel[0]}×{kernel[1]}")
-    check_bias(bias, p)
+    if any(n + 2 * padding < k for n, k in zip(x.shape[2:], p.kernel)):
+        raise ValueError(f"images of {x.shape[2]}×{x.shape[3]} are smaller than the kernel {kh}×{kw}")
 
 def sparse_conv2d(x:Tensor, # (N, in, H, W)
     p:Packed, # of `pack_conv`
     bias:Tensor=None, # (out,) float32
-    kernel:tuple=(3, 3), # kh, kw
     stride:int=1, # in both directions
     padding:int=0, # zeros on all sides
     )->Tensor: # (N, out, H', W')
     "`F.conv2d` with a packed weight; `NoKernels` if this machine has none."
-    _check(x, p, bias, kernel, stride, padding)
-    if not torch.compiler.is_compiling():
-        return _run(conv_kernels(), x.float(), p, bias, kernel, stride, padding).to(x.dtype)
-    return _conv(x, p.start, p.index, p.value, p.shape[0], p.block, bias, list(kernel), stride, padding)
+    _check(x, p, bias, stride, padding)
+    if not goes_through_pytorch(x): return _run(conv_kernels(), x.float(), p, bias, stride, padding).to(x.dtype)
+    return _conv(x, p.start, p.index, p.value, p.shape[0], p.block, bias, list(p.kernel), stride, padding)

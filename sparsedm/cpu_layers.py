@@ -6,11 +6,11 @@
 __all__ = ['CpuLinear', 'CpuConv2d', 'same_padding', 'CpuMlp', 'why_dense_on_cpu', 'cpu_times', 'CpuBackend', 'join_mlps']
 
 # %% ../nbs/12e_cpu_layers.ipynb #c12f0003
-import time
+import time, warnings
 from functools import cached_property
 import torch
 from torch import nn, Tensor
-from .cpu import NoKernels, compiler_version, cpu_name
+from .cpu import NoKernels, check_kind, compiler_version, cpu_name
 from .cpu_conv import conv_kernels, pack_conv, sparse_conv2d
 from .cpu_linear import Packed, linear_kernels, pack_rows, sparse_linear, sparse_mlp
 from .models import Mlp
@@ -21,18 +21,34 @@ class _Sparse(nn.Module):
     "A packed weight and a float32 bias, as buffers."
     def _take(self, p, bias, name=""):
         for kind in ("start", "index", "value"): self.register_buffer(f"{name}{kind}", getattr(p, kind))
-        bias = None if bias is None else bias.detach().float()
+        bias = None if bias is None else bias.detach().float().contiguous()
         self.register_buffer(f"{name}bias", bias)
 
-    def _packed(self, shape, block, name=""):
-        return Packed(shape, block, *(getattr(self, f"{name}{kind}") for kind in ("start", "index", "value")))
+    def _packed(self, shape, block, name="", kernel=()):
+        parts = (getattr(self, f"{name}{kind}") for kind in ("start", "index", "value"))
+        return Packed(shape, block, *parts, kernel=kernel)
 
     def _apply(self, fn, recurse=True): return self   # stays as it is, whatever the model's type is changed to
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        here = dict(self.named_buffers())
+        new = {name: state[prefix + name] for name in here if prefix + name in state}
+        wrong = [f"{prefix}{name} must be {here[name].dtype} {tuple(here[name].shape)}, as it is here"
+                 for name, b in new.items() if (b.dtype, b.shape) != (here[name].dtype, here[name].shape)]
+        if 0 < len(new) < len(here): wrong.append(f"{prefix}*: {', '.join(here)} belong together")
+        errors += wrong
+        if not wrong: super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+
+# %% ../nbs/12e_cpu_layers.ipynb #1b5381d8
+def _check_layer(layer, kind):
+    check_kind(kind, layer=layer)
+    if why := why_dense_on_cpu(layer): raise ValueError(f"this {kind.__name__} stays dense: {why}")
 
 class CpuLinear(_Sparse):
     "A Linear whose weight is compressed."
     def __init__(self, layer:nn.Linear): # its weight has zeros
         super().__init__()
+        _check_layer(layer, nn.Linear)
         p = pack_rows(layer.weight)
         self.shape, self.block = p.shape, p.block
         self._take(p, layer.bias)
@@ -45,14 +61,15 @@ class CpuConv2d(_Sparse):
     "A Conv2d whose weight is compressed."
     def __init__(self, layer:nn.Conv2d): # its weight has zeros; see `why_dense_on_cpu`
         super().__init__()
+        _check_layer(layer, nn.Conv2d)
         p = pack_conv(layer.weight)
-        self.shape, self.block = p.shape, p.block
-        self.kernel, self.stride, self.padding = tuple(layer.kernel_size), layer.stride[0], same_padding(layer)
+        self.shape, self.block, self.kernel = p.shape, p.block, p.kernel
+        self.stride, self.padding = layer.stride[0], same_padding(layer)
         self._take(p, layer.bias)
 
     def forward(self, x:Tensor)->Tensor:
-        p = self._packed(self.shape, self.block)
-        return sparse_conv2d(x, p, self.bias, self.kernel, self.stride, self.padding)
+        p = self._packed(self.shape, self.block, kernel=self.kernel)
+        return sparse_conv2d(x, p, self.bias, self.stride, self.padding)
 
     def extra_repr(self):
         kh, kw = self.kernel
@@ -128,13 +145,18 @@ def cpu_times(calls:dict, # name → function without arguments
 
 # %% ../nbs/12e_cpu_layers.ipynb #c12f0010
 class CpuBackend:
-    "The kernels of this CPU, as `accelerate_` asks for them; `NoKernels` says why there are none."
+    "The kernels of this CPU, as `accelerate_` asks for them; without any, one warning says why, and all stays dense."
     name, device, dtypes = "cpu kernels", "cpu", (torch.float32, torch.bfloat16, torch.float16)
     dtype, timer = None, staticmethod(cpu_times)   # None: a model keeps its type
 
-    def __init__(self): linear_kernels(), conv_kernels()
+    def __init__(self):
+        self.missing = ""
+        try: linear_kernels(), conv_kernels()
+        except NoKernels as e:
+            self.missing = f"no kernels on this machine: {e}"
+            warnings.warn(f"{self.missing}; everything stays dense")
     @cached_property
-    def label(self)->str: return f"{self.name} ({compiler_version()})"
+    def label(self)->str: return f"{self.name} ({self.missing or compiler_version()})"
     @property
     def machine(self)->str: return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
@@ -144,7 +166,7 @@ class CpuBackend:
         hint = "accelerate a model that was trained with a mask and baked"
         raise ValueError(f"no weight of {type(model).__name__} is sparse in a form the kernels take; {hint}")
 
-    def why_dense(self, layer:nn.Module)->str|None: return why_dense_on_cpu(layer)
+    def why_dense(self, layer:nn.Module)->str|None: return self.missing or why_dense_on_cpu(layer)
     def sparse(self, layer:nn.Module, plan:tuple=())->nn.Module: # plan: there is only one
         return CpuLinear(layer) if isinstance(layer, nn.Linear) else CpuConv2d(layer)
     def tries(self, layer:nn.Module, x:Tensor)->dict: # plan → the layer so

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['VECTORS', 'PACKED', 'FOUR', 'COUNT', 'FILL', 'MULTIPLY', 'BLOCK', 'GELU', 'MIX', 'TURN', 'TILE', 'TOKENS', 'DRIVER',
-           'FORWARD', 'WIDE', 'COMMON', 'SOURCE', 'structure', 'address', 'call', 'Packed', 'best_block', 'pack_rows',
-           'c_weight', 'tokens_of', 'linear_kernels', 'check_bias', 'sparse_linear', 'sparse_mlp']
+           'FORWARD', 'WIDE', 'COMMON', 'SOURCE', 'structure', 'address', 'call', 'Packed', 'check_weight',
+           'best_block', 'pack_rows', 'c_weight', 'in_order', 'tokens_of', 'linear_kernels', 'check_product',
+           'goes_through_pytorch', 'sparse_linear', 'sparse_mlp']
 
 # %% ../nbs/12a_cpu_linear.ipynb #c12b0003
 import ctypes, math
@@ -14,7 +15,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .cpu import NoKernels, c_library
+from .cpu import NoKernels, c_library, check_kind, check_memory
 
 # %% ../nbs/12a_cpu_linear.ipynb #c12b0007
 VECTORS = r"""
@@ -100,6 +101,7 @@ class Packed:
     index:Tensor     # (entries) uint8: the input within the block
     value:Tensor     # (entries) float32 or bfloat16; 0 where an entry only fills up
     place:Tensor=None # (entries) int32: where it is in the dense weight, flat; −1 where it only fills up
+    kernel:tuple=()  # height and width of a convolution's; () of a linear layer's
 
     @property
     def nbytes(self)->int: return self.start.nbytes + self.index.nbytes + self.value.nbytes
@@ -148,13 +150,26 @@ int fill(const float *w, int out, int in, int block, const int32_t *start, uint8
 # %% ../nbs/12a_cpu_linear.ipynb #c12b000b
 _VALUES = (torch.float32, torch.bfloat16)
 
-def _check_weight(w, block, dtype):
-    if w.dim() != 2 or not w.is_floating_point():
-        raise ValueError(f"a weight of floating-point numbers (out, in) is packed; got {w.dtype} {tuple(w.shape)}")
+def check_weight(w:Tensor, dims:int): # 2: (out, in); 4: (out, in, kh, kw)
+    "Refuse what is no weight with numbers."
+    check_kind(Tensor, weight=w)
+    if w.dim() != dims or not w.is_floating_point() or w.is_meta or w.layout is not torch.strided:
+        form = {2: "(out, in)", 4: "(out, in, kh, kw)"}[dims]
+        got = f"{w.dtype} {tuple(w.shape)}, {w.layout} on {w.device}"
+        raise ValueError(f"a weight of floating-point numbers {form} is packed; got {got}")
     if w.numel() >= 2**31: raise ValueError(f"a weight must have fewer than 2³¹ numbers; got {tuple(w.shape)}")
-    if not torch.isfinite(w).all(): raise ValueError(f"weight of shape {tuple(w.shape)} has non-finite values")
+
+def _check_form(block, dtype):
+    check_kind(int, block=block)
     if not 1 <= block <= 256: raise ValueError(f"block must be 1 … 256 inputs: an index is a byte; got {block}")
     if dtype not in _VALUES: raise ValueError(f"dtype must be float32 or bfloat16; got {dtype}")
+
+def _as_values(w, dtype): # float32 in memory, of numbers that `dtype` can hold
+    values = w.detach().resolve_neg().cpu().float().contiguous()
+    if torch.isfinite(values.to(dtype)).all(): return values
+    too_large = f"values too large for {str(dtype).removeprefix('torch.')}"
+    what = too_large if torch.isfinite(w).all() else "non-finite values"
+    raise ValueError(f"weight of shape {tuple(w.shape)} has {what}")
 
 def best_block(density:float)->int: # of the weight, 0 to 1
     "Inputs of a block: dense ones are read often and must stay near, of sparse ones there are few to an output."
@@ -166,9 +181,10 @@ def pack_rows(w:Tensor, # (out, in), finite
     dtype:torch.dtype=torch.float32, # of the values: float32 or bfloat16
     )->Packed: # `NoKernels` if this machine has none
     "Compress a weight: its nonzeros, with byte indices."
+    check_weight(w, 2)
     block = block or best_block((w != 0).double().mean().item() if w.numel() else 0.)
-    _check_weight(w, block, dtype)
-    w, library, (outs, ins) = w.detach().cpu().float().contiguous(), c_library(VECTORS + COUNT + FILL), w.shape
+    _check_form(block, dtype)
+    w, library, (outs, ins) = _as_values(w, dtype), c_library(VECTORS + COUNT + FILL), w.shape
     start = torch.zeros(-(-ins // block) * outs + 1, dtype=torch.int32)
     call(library.count, w, outs, ins, block, start)
     start = start.cumsum(0, dtype=torch.int32)
@@ -364,13 +380,16 @@ WIDE = 4   # vectors of a tile
 COMMON = VECTORS + PACKED + MULTIPLY + BLOCK + GELU + TURN + TILE + TOKENS + DRIVER
 SOURCE = COMMON + FORWARD
 
+def in_order(x:Tensor|None)->Tensor|None: return None if x is None else x.resolve_neg().contiguous()   # in memory
+
 def tokens_of(x:Tensor, outs:int): # x: (…, in); a struct
     "The shapes of a product, as the kernels take them."
     return _Tokens(math.prod(x.shape[:-1]), x.shape[-1], outs)
 
 def _run(library, x, p, bias, gelu, after=None, after_bias=None):
     "(…, in) → (…, out), float32 throughout."
-    x, outs = x.contiguous(), (after or p).shape[0]
+    x, bias, after_bias = in_order(x), in_order(bias), in_order(after_bias)
+    outs = (after or p).shape[0]
     y = x.new_empty(*x.shape[:-1], outs)
     weights = c_weight(p, bias, gelu), after and c_weight(after, after_bias)
     call(library.forward, tokens_of(x, outs), *weights, x, y, WIDE)
@@ -407,19 +426,22 @@ def _mlp(x:Tensor, first:list[Tensor], hidden:int, block:int, bias:Tensor|None, 
 def _(x, first, hidden, block, bias, second, outs, second_block, second_bias): return x.new_empty(*x.shape[:-1], outs)
 
 # %% ../nbs/12a_cpu_linear.ipynb #c12b001e
-def check_bias(bias:Tensor|None, p:Packed):
-    "`ValueError` for a bias that does not fit the weight."
+def check_product(x:Tensor, p:Packed, bias:Tensor|None):
+    "Refuse what is no input or bias of a packed weight."
+    check_kind(Packed, weight=p)
+    check_memory(x=x) if bias is None else check_memory(x=x, bias=bias)
+    if torch.is_grad_enabled() and (x.requires_grad or bias is not None and bias.requires_grad):
+        raise ValueError("a sparse product has no gradients: call it under torch.no_grad(), or see `train_sparse_`")
     if bias is None or ((p.shape[0],), torch.float32) == (tuple(bias.shape), bias.dtype): return
     raise ValueError(f"bias must be float32 ({p.shape[0]},); got {bias.dtype} {tuple(bias.shape)}")
 
-def _check(x, p, bias, after=None):
-    "`ValueError` for what does not fit the weight."
-    if x.device.type != "cpu": raise ValueError(f"the kernels are of the CPU; x is on {x.device}")
-    if not x.is_floating_point() or x.dim() < 1 or x.shape[-1] != p.shape[1]:
-        raise ValueError(f"x must be floating-point (…, {p.shape[1]}); got {x.dtype} {tuple(x.shape)}")
-    check_bias(bias, p)
-    if after is not None and after.shape[1] != p.shape[0]:
-        raise ValueError(f"the second weight takes {after.shape[1]} inputs; the first gives {p.shape[0]}")
+def _check(x, p, bias):
+    check_product(x, p, bias)
+    if x.is_floating_point() and x.dim() > 0 and x.shape[-1] == p.shape[1]: return
+    raise ValueError(f"x must be floating-point (…, {p.shape[1]}); got {x.dtype} {tuple(x.shape)}")
+
+def goes_through_pytorch(x): # as an operation: while it is traced, and for tensors that are not in memory
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
 
 
 # %% ../nbs/12a_cpu_linear.ipynb #c12b0036
@@ -430,7 +452,7 @@ def sparse_linear(x:Tensor, # (…, in)
     )->Tensor: # (…, out)
     "`F.linear` with a packed weight; `NoKernels` if this machine has none."
     _check(x, p, bias)
-    if torch.compiler.is_compiling(): return _linear(x, p.start, p.index, p.value, p.shape[0], p.block, bias, gelu)
+    if goes_through_pytorch(x): return _linear(x, p.start, p.index, p.value, p.shape[0], p.block, bias, gelu)
     return _run(linear_kernels(), x.float(), p, bias, gelu).to(x.dtype)   # the way through an operation costs 20 µs
 
 def sparse_mlp(x:Tensor, # (…, in)
@@ -440,8 +462,12 @@ def sparse_mlp(x:Tensor, # (…, in)
     after_bias:Tensor=None, # (out,) float32
     )->Tensor: # (…, out)
     "Linear, GELU, linear, in one pass."
-    _check(x, p, bias, after)
-    if not torch.compiler.is_compiling():
+    _check(x, p, bias)
+    if not isinstance(after, Packed) or after.shape[1] != p.shape[0]:
+        got = f"inputs {after.shape[1]}" if isinstance(after, Packed) else type(after).__name__
+        raise ValueError(f"the second weight must be packed and take {p.shape[0]} inputs; got {got}")
+    check_product(x, after, after_bias)
+    if not goes_through_pytorch(x):
         return _run(linear_kernels(), x.float(), p, bias, True, after, after_bias).to(x.dtype)
     first, second = ([q.start, q.index, q.value] for q in (p, after))
     return _mlp(x, first, p.shape[0], p.block, bias, second, after.shape[0], after.block, after_bias)

@@ -10,8 +10,8 @@ __all__ = ['EXTREME', 'LARGEST', 'KEEP_FOURS', 'PUT', 'GROUPS', 'ROWS', 'SOME', 
 import ctypes
 from functools import lru_cache
 import torch
-from torch import Tensor
-from .cpu import NoKernels, c_library
+from torch import nn, Tensor
+from .cpu import NoKernels, c_library, check_kind
 from .cpu_linear import TURN, VECTORS
 
 # %% ../nbs/12d_cpu_masks.ipynb #c12e0006
@@ -241,19 +241,34 @@ def available(w:Tensor, # weight
     target:Tensor|None=None, # what `masked_decay_` is to change
     )->bool: # do the kernels serve this weight?
     "Can `nm_apply` (or `masked_decay_` with this `target`) be used?"
-    if torch.compiler.is_compiling() or w.dtype != torch.float32 or w.device.type != "cpu" or m > 32: return False
-    if target is not None and not _alike(target, w): return False
-    return mask_kernels() is not None
+    return _obstacle(w, m, target) is None
+
+# %% ../nbs/12d_cpu_masks.ipynb #c34cb927
+_PLAIN = (Tensor, nn.Parameter)   # others, such as a DTensor or a FakeTensor, have no memory of their own
+
+def _obstacle(w, m, target=None): # None: there is none
+    "Why the kernels do not serve."
+    if torch.compiler.is_compiling(): return "the weight is traced, not there"
+    if type(w) not in _PLAIN or w.is_neg(): return f"the weight is a {type(w).__name__}, or a view that negates"
+    if (w.dtype, w.device.type) != (torch.float32, "cpu"): return f"the weight is {w.dtype} on {w.device}"
+    if m > 32: return f"M is {m}, more than 32"
+    if target is not None and not _alike(target, w): return "the target is not of the weight's type, shape and layout"
+    return None if mask_kernels() else "this machine has none"
 
 def _alike(target, w): # can one be changed by the other in place?
-    return target.dtype == w.dtype and target.shape == w.shape and target.is_contiguous() and w.is_contiguous()
+    def form(t): return type(t) in _PLAIN, t.is_neg(), t.is_contiguous(), t.dtype, t.device, t.shape
+    if form(target) != form(w) or not w.is_contiguous(): return False
+    apart = abs(target.data_ptr() - w.data_ptr())
+    return apart == 0 or apart >= w.nbytes   # the same memory, or none in common
 
 # %% ../nbs/12d_cpu_masks.ipynb #c12e0011
 def _check(w, n, m, target=None):
+    check_kind(Tensor, weight=w)
+    check_kind(int, n=n, m=m)
     if not 1 <= n < m: raise ValueError(f"a kernel needs 1 ≤ N < M; got {n}:{m}")
     if w.dim() < 2 or w.shape[1] % m:
         raise ValueError(f"a {n}:{m} mask needs inputs in groups of {m}; got a weight {tuple(w.shape)}")
-    if not available(w, m, target): raise ValueError(f"no kernel for {w.dtype} {tuple(w.shape)} on {w.device}")
+    if why := _obstacle(w, m, target): raise ValueError(f"no kernel for {n}:{m} of {tuple(w.shape)}: {why}")
 
 def nm_apply(w:Tensor, # (out, in) or (out, in, *kernel) weight, finite
     n:int, # kept of every `m`
@@ -279,6 +294,7 @@ def masked_decay_(target:Tensor, # changed in place: a gradient, or `w` itself
     scale:Tensor|None=None, # a scalar to multiply by, the loss scale
     )->Tensor: # target
     "target += amount · scale · (W − W̃) of Eq. 9 in one pass, the mask derived on the way."
+    check_kind(Tensor, target=target) if scale is None else check_kind(Tensor, target=target, scale=scale)
     _check(w, n, m, target)
     _run(mask_kernels(), w.detach(), n, m, "target", target, amount if scale is None else amount * scale.item())
     torch.autograd.graph.increment_version(target)   # autograd shall notice, as it does PyTorch's own changes

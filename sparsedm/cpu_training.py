@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from . import cpu_conv, cpu_linear
-from .cpu import c_library
+from .cpu import c_library, check_kind, check_memory
 from .cpu_conv import images_of, sparse_conv2d
 from .cpu_layers import same_padding, why_dense_on_cpu
-from .cpu_linear import VECTORS, Packed, c_weight, call, pack_rows, sparse_linear, tokens_of
+from .cpu_linear import (VECTORS, Packed, c_weight, call, in_order, pack_rows, sparse_linear,
+                                 tokens_of)
 from .ste import check_baked, weight_layers
 
 # %% ../nbs/12c_cpu_training.ipynb #c12d0006
@@ -123,18 +124,19 @@ def gathered(p:Packed, # with the places of its entries
     )->Packed:
     "The entries at the same places, with new values."
     value = torch.empty(len(p.place))
-    call(_places().gather, w.detach().contiguous(), p.place, len(p.place), value)
+    call(_places().gather, in_order(w.detach()), p.place, len(p.place), value)
     return replace(p, value=value)
 
 
 # %% ../nbs/12c_cpu_training.ipynb #c12d0020
 def _nonzeros(x): # float32
     found = torch.zeros(1, dtype=torch.int64)
-    call(_places().nonzeros, x.detach().contiguous(), x.numel(), found)
+    call(_places().nonzeros, in_order(x.detach()), x.numel(), found)
     return int(found)
 
 def check_inside(p:Packed, w:Tensor): # values of the entries, and the weight they are from
-    "`ValueError` if the weight has nonzeros that are no entries: they would be left out of the product."
+    "`ValueError` if a weight is not finite, or has nonzeros that are no entries: the product would leave them out."
+    if not torch.isfinite(p.value).all(): raise ValueError(f"weight of shape {tuple(w.shape)} has non-finite values")
     outside = _nonzeros(w) - _nonzeros(p.value)
     if not outside: return
     what = f"{outside} nonzeros of a weight {tuple(w.shape)} are not in the mask it was packed with"
@@ -183,22 +185,26 @@ class _Linear(torch.autograd.Function):
         (x,), now, wanted = ctx.saved_tensors, ctx.now, ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
         dx = sparse_linear(grad, now.backward) if wanted[0] else None
-        dw = _linear_gradient(x.reshape(len(rows), -1), rows, now.forward, ctx.active) if wanted[1] else None
+        dw = _linear_gradient(x.reshape(-1, x.shape[-1]), rows, now.forward, ctx.active) if wanted[1] else None
         return dx, dw, rows.sum(0) if wanted[2] else None, None, None
 
 def _linear_gradient(x, dy, p, active):
     if not active: return dy.t() @ x
     value = torch.zeros(len(p.place))
     library, tokens = _gradients_of(cpu_linear.COMMON), tokens_of(x, p.shape[0])
-    call(library.gradient, tokens, c_weight(p), x.contiguous(), dy.contiguous(), value, cpu_linear.WIDE)
+    call(library.gradient, tokens, c_weight(p), in_order(x), in_order(dy), value, cpu_linear.WIDE)
     return scattered(value, p)
 
 # %% ../nbs/12c_cpu_training.ipynb #c12d000f
 def _check(x, w, packs):
+    check_memory(x=x, weight=w)
     if x.dtype != torch.float32 or w.dtype != torch.float32:
-        raise ValueError(f"training with sparse products is float32; got x {x.dtype}, w {w.dtype}")
-    if packs and packs.forward.shape != (len(w), w[0].numel()):
-        raise ValueError(f"packs are of a weight {packs.forward.shape}; got {tuple(w.shape)}")
+        raise ValueError(f"training with sparse products is float32, without autocast; got x {x.dtype}, w {w.dtype}")
+    if packs is None: return
+    check_kind(Packs, packs=packs)
+    was, here = (*packs.forward.shape, *packs.forward.kernel), (len(w), w[0].numel(), *w.shape[2:])
+    if was == here: return
+    raise ValueError(f"packs are of a weight (out, in, *kernel) {was}; this one, so written, is {here}")
 
 def trained_linear(x:Tensor, # (…, in) float32
     w:Tensor, # (out, in) float32, masked
@@ -229,7 +235,7 @@ class _Conv(torch.autograd.Function):
         now = _follow(packs, w) if packs else conv_packs(w)
         ctx.now, ctx.how, ctx.active = now, (stride, padding), active
         ctx.save_for_backward(x, w)
-        return sparse_conv2d(x, now.forward, bias, tuple(w.shape[2:]), stride, padding)
+        return sparse_conv2d(x, now.forward, bias, stride, padding)
 
     @staticmethod
     def backward(ctx, grad):
@@ -243,14 +249,14 @@ def _input_gradient(x, w, grad, now, stride, padding):
     kh, kw = w.shape[2:]
     if stride > 1 or kh != kw or padding >= kh:
         return torch.nn.grad.conv2d_input(x.shape, w, grad, stride, padding)
-    return sparse_conv2d(grad, now.backward, None, (kh, kw), 1, kh - 1 - padding)
+    return sparse_conv2d(grad, now.backward, None, 1, kh - 1 - padding)
 
 def _conv_gradient(x, w, grad, now, stride, padding, active):
     if not active: return torch.nn.grad.conv2d_weight(x, w.shape, grad, stride, padding)
     p, library = now.forward, _gradients_of(cpu_conv.COMMON)
     value = torch.zeros(len(p.place))
-    images = images_of(x, p, w.shape[2:], stride, padding, cpu_conv.conv_kernels().lanes())
-    call(library.gradient, images, c_weight(p), x.contiguous(), grad.contiguous(), value, cpu_conv.WIDE)
+    images = images_of(x, p, stride, padding, cpu_conv.conv_kernels().lanes())
+    call(library.gradient, images, c_weight(p), in_order(x), in_order(grad), value, cpu_conv.WIDE)
     return scattered(value, p).view(w.shape)
 
 def trained_conv2d(x:Tensor, # (N, in, H, W) float32
@@ -282,6 +288,9 @@ def train_sparse_(model:nn.Module # baked, float32, on a CPU; changed in place
     check_baked(model)
     fitting = {name: layer for name, layer in weight_layers(model).items() if why_dense_on_cpu(layer) is None}
     if not fitting: raise ValueError(f"no weight of {type(model).__name__} has zeros in a form the kernels take")
+    for name, w in ((name, layer.weight) for name, layer in fitting.items()):
+        if (w.dtype, w.device.type) == (torch.float32, "cpu"): continue
+        raise ValueError(f"{name}.weight must be float32 on a CPU; it is {w.dtype} on {w.device}")
     for layer in fitting.values():
         linear = isinstance(layer, nn.Linear)
         layer.packs = (linear_packs if linear else conv_packs)(layer.weight)

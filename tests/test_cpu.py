@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 from sparsedm import cpu
 from sparsedm.cpu_conv import pack_conv, sparse_conv2d
 from sparsedm.cpu_linear import pack_rows, sparse_linear, sparse_mlp
@@ -33,7 +34,10 @@ class Case:
         kept = {"none": 0., "few": .02, "all": 1.}.get(kind, self.pick.random())
         return w * (torch.rand(w.shape, generator=self.g) < kept)
 
-    def bias(self, outs): return self.some(outs) if self.pick.random() < .7 else None
+    def bias(self, outs):
+        "One, or none; laid out in one of several ways."
+        some = self.some(2 * outs)
+        return self.pick.choice([some[:outs], some[::2], some[:1].expand(outs), torch._neg_view(some[outs:]), None])
 
     def shuffled(self, x):
         "The same numbers, laid out in another way."
@@ -83,7 +87,7 @@ def test_convolution(seed):
     x = case.typed(case.shuffled(x))
     exact = F.conv2d(*wide(x, w, bias), stride, padding)
     p = pack_conv(w, case.pick.choice([0, 0, 1, 5]))
-    assert_near(sparse_conv2d(x, p, bias, kernel, stride, padding), exact, x.dtype, w[0].numel())
+    assert_near(sparse_conv2d(x, p, bias, stride, padding), exact, x.dtype, w[0].numel())
 
 
 @pytest.mark.parametrize("seed", range(CASES))
@@ -182,7 +186,38 @@ def test_processes_share_an_empty_cache(tmp_path):
         error = process.communicate()[1]
         assert process.returncode == 0, error.decode()[-1000:]
     left = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {".so"}   # nothing half-written stays
+    assert left == {".so", ".sha256"}   # nothing half-written stays
+
+
+DENSE = """
+import warnings
+import torch
+from sparsedm import accelerate_, bake_, build_model, explain, sparsify_
+model = bake_(sparsify_(build_model("smoke"), "1:8")).eval()
+x, t = torch.randn(2, *(model.config[k] for k in ("in_chans", "img_size", "img_size"))), torch.rand(2) * 999
+with torch.no_grad(): exact = model(x, t)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    fast = accelerate_(model, (x, t), compile=False, progress=False)
+assert sum("stays dense" in str(w.message) for w in said) == 1, [str(w.message) for w in said]
+assert torch.equal(fast(x, t), exact) and fast.choice.chosen == "dense"
+assert explain(fast).why.str.startswith("no kernels on this machine: no C compiler").all()
+"""
+
+
+def test_without_a_compiler_all_stays_dense_and_it_is_said_once(tmp_path):
+    env = dict(os.environ, XDG_CACHE_HOME=str(tmp_path), CC="no-such-compiler", CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run([sys.executable, "-c", DENSE], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_fake_tensors_go_through_pytorch():
+    p, q, case = pack_rows(torch.eye(8)), pack_conv(torch.ones(4, 2, 3, 3)), Case(2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert sparse_linear(torch.ones(3, 8), p).shape == (3, 8)
+        assert sparse_conv2d(torch.ones(5, 2, 7, 7), q, stride=2, padding=1).shape == (5, 4, 4, 4)
+    x = case.some(3, 8)
+    assert torch.equal(sparse_linear(x, p), x)
 
 
 def test_another_cpu_compiles_for_itself(monkeypatch):
