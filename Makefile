@@ -1,10 +1,10 @@
-# make reproduce   every table and figure at demo scale (SCALE=… for another), in its own environment
+# make reproduce   every table and figure of both papers at demo scale (SCALE=… for another), in its own environment
 # make test        nbdev_test on the notebooks, then pytest
 # make gpu-bench   on a CUDA GPU: checks the kernels, times masks and sampling, writes data/records/speed (under 9 minutes; again: goes on)
 # make check       export, clean and README leave no difference (run before a commit)
 SHELL := /bin/bash
 PYTHON ?= python3
-SCALE ?= demo
+SCALE ?= demo s2s-demo
 VENV := .venv
 BIN := $(VENV)/bin
 export CUDA_DEVICE_ORDER = PCI_BUS_ID
@@ -16,7 +16,9 @@ MINUTES ?= 5
 .PHONY: reproduce test gpu-bench check readme lock clean
 
 reproduce: $(VENV)/ready
-	@$(BIN)/python -m sparsedm.files $(SCALE) || $(BIN)/python -m sparsedm.experiments $(SCALE)
+	@for scale in $(SCALE); do \
+	  $(BIN)/python -m sparsedm.files $$scale || $(BIN)/python -m sparsedm.experiments $$scale || exit; \
+	done
 
 test: $(VENV)/ready
 	@$(BIN)/python tests/run.py
@@ -51,4 +53,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf runs data/records/demo data/records/smoke figures/smoke
+	rm -rf runs data/records/{demo,smoke,s2s-demo,s2s-smoke} figures/{smoke,s2s-smoke}

@@ -75,6 +75,7 @@ class Family:
     name:str                     # "kind" in a model's config
     build:Callable               # (**config) → nn.Module; its `.config` has "kind" and the arguments
     process:str = "vp"           # row of PROCESSES it is trained with
+    loss:str = "noise"           # row of LOSSES, unless a run has a teacher or another
 
 @dataclass(frozen=True)
 class Dataset:
@@ -86,13 +87,15 @@ class Dataset:
     flip:bool = False            # is a mirrored image as good as the image?
     tiny:bool = False            # so small that neither a GPU nor torch.compile pays
     codec:str = "pixels"         # row of CODECS
+    cond:Callable = None         # (n, seed) → dict: what the network is told of n samples, such as a mask
 
+# %% ../nbs/29_declare.ipynb #8f76eefd
 @dataclass(frozen=True)
 class Codec:
     "Between images and states."
     name:str
     encode:Callable              # (uint8 images, (B, …)) → float states
-    decode:Callable              # float states → uint8 images
+    decode:Callable              # (float states, and what the network was told of them) → uint8 images
 
 FAMILIES, PRESETS = Registry("kind of model", "Family"), Registry("model")
 DATASETS, CODECS = Registry("data set", "Dataset"), Registry("codec", "Codec")
@@ -112,14 +115,19 @@ class Hook:
 HOOKS = Registry("hook", "Hook")
 
 # %% ../nbs/29_declare.ipynb #213ae2e2
-TRAINING = ("scratch", "tune", "none")
+TRAINING = {
+    "scratch": "as long as the dense model; others may start from it",
+    "sparse":  "as long as the dense model; nothing starts from it",
+    "tune":    "from the dense model",
+    "none":    "not at all",
+}
 
 @dataclass(frozen=True)
 class Method:
     "A row of the tables."
     name:str
     label:str                    # in tables and legends
-    training:str = "tune"        # "scratch": as long as the dense model; "tune": from the dense model; "none"
+    training:str = "tune"        # row of TRAINING
     prepare:str = ""             # row of PREPARE; "": made sparse by the run's estimator, if it has one
     set:dict = field(default_factory=dict)      # fields of the run that differ from the dense run's
     options:dict = field(default_factory=dict)  # what only this method knows, kept in the run's `options`
@@ -162,9 +170,11 @@ class Net:
     "A network at a scale, and how its dense model is trained."
     model:str                    # row of PRESETS
     recipe:Recipe                # of the dense model, from scratch
-    tune:Recipe                  # of all that starts from the dense model
+    tune:Recipe = None           # of all that starts from the dense model, if something does
     variants:dict = field(default_factory=dict)   # variant → row of PRESETS, such as {"half": "digits-half"}
     layers:str = "paper"         # which layers are made sparse, row of `ste.LAYERS`
+    data:str = ""                # row of DATASETS; "": that of the scale
+    measure:Measure = None       # how it is measured; None: as the scale says
 
 @dataclass(frozen=True)
 class Scale:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['is_root', 'find_root', 'root', 'records_dir', 'speed_dir', 'checkpoints_dir', 'runs_dir', 'figures_dir',
-           'notebooks_dir', 'cache_dir', 'data_dir', 'extractors_dir', 'atomic_write', 'write_text', 'write_json',
-           'read_json', 'locked', 'file_sha', 'text_sha', 'remember', 'nothing_to_do', 'main']
+           'notebooks_dir', 'cache_dir', 'data_dir', 'extractors_dir', 'codecs_dir', 'atomic_write', 'write_text',
+           'write_json', 'read_json', 'locked', 'file_sha', 'text_sha', 'remember', 'nothing_to_do', 'main']
 
 # %% ../nbs/28_files.ipynb #820851b2
 import hashlib, json, os, sys
@@ -56,10 +56,12 @@ def data_dir()->Path: # `$SPARSEDM_DATA`, else `data/` of the root, else `data/`
     given = os.environ.get("SPARSEDM_DATA")
     return Path(given).expanduser() if given else (find_root() or Path.cwd())/"data"
 
-def extractors_dir()->Path: # of the root; without a checkout in the cache
-    "Where the weights of our own feature extractors lie."
+def _brought(kind): # a folder of data/ of the root; without a checkout of the cache
     found = find_root()
-    return found/"data"/"extractors" if found else cache_dir()/"extractors"
+    return found/"data"/kind if found else cache_dir()/kind
+
+def extractors_dir()->Path: return _brought("extractors")   # weights of our own feature extractors
+def codecs_dir()->Path: return _brought("codecs")           # weights of our own autoencoders
 
 # %% ../nbs/28_files.ipynb #3535990f
 def atomic_write(path, # final name; its folder is created

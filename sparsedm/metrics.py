@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['INCEPTION_URL', 'INCEPTION_SHA', 'LITE0_SHA', 'COMPARED', 'DIRECTIONS', 'METRICS', 'KEEP_FROM', 'frechet_distance',
-           'Extractor', 'DigitsCNN', 'FashionCNN', 'train_digits_cnn', 'train_fashion_cnn', 'EfficientNetLite0',
-           'Features', 'Metric', 'reference_features', 'evaluate', 'score_floor', 'paired_distance']
+           'Extractor', 'DigitsCNN', 'FashionCNN', 'repeatable', 'train_digits_cnn', 'train_fashion_cnn',
+           'EfficientNetLite0', 'Features', 'Metric', 'reference_features', 'evaluate', 'score_floor',
+           'paired_distance']
 
 # %% ../nbs/25_metrics.ipynb #f64c0275
 import math, warnings
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 from tqdm.auto import tqdm
 from .checkpoints import load_state, load_tensors, save_tensors
-from .data import fingerprint, load_images
+from .data import fingerprint, load_images, pictures
 from .declare import DATASETS, EXTRACTORS
 from .files import atomic_write, cache_dir, extractors_dir, file_sha, find_root, write_text
 
@@ -97,7 +98,7 @@ class FashionCNN(_SmallCNN):
 
 # %% ../nbs/25_metrics.ipynb #c1e98929
 @contextmanager
-def _repeatable(seed):
+def repeatable(seed):
     "One thread, for sums in one order, and a random state of its own: the same weights each time."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -132,7 +133,7 @@ def train_digits_cnn(
     "Train `DigitsCNN` on four fifths of the digits, on the CPU, and save its weights."
     digits = load_images("digits")
     held_out = torch.arange(len(digits)) % 5 == 0
-    with _repeatable(seed):
+    with repeatable(seed):
         net = _fit(DigitsCNN(), digits.images[~held_out].float(), digits.labels[~held_out], epochs)
         with torch.no_grad(): guess = net(digits.images[held_out])["logits"].argmax(1)
     atomic_write(path, lambda unfinished: save_file(net.state_dict(), str(unfinished)))
@@ -176,7 +177,7 @@ def train_fashion_cnn(
     )->float: # accuracy on the 10,000 images of the test set
     "Train `FashionCNN` on the 60,000 images of the training set, on the CPU, and save its weights."
     seen, held_out = (load_images("fashion-mnist", split) for split in ("train", "test"))
-    with _repeatable(seed):
+    with repeatable(seed):
         net = _fit(FashionCNN(), seen.images.float(), seen.labels, epochs)
         with torch.no_grad(): guess = torch.cat([net(x)["logits"].argmax(1) for x in held_out.images.split(500)])
     atomic_write(path, lambda unfinished: save_file(net.state_dict(), str(unfinished)))
@@ -572,7 +573,7 @@ def score_floor(
     if n is not None and n < 1: raise ValueError(f"n must be at least 1, or None for all images; got {n}")
     some, others = ("test", "train") if "test" in DATASETS.named(name).splits else ("a", "b")
     scored, reference = load_images(name, some, path, size), load_images(name, others, path, size)
-    return evaluate(scored.images[:n], reference.images, **kwargs)
+    return evaluate(pictures(scored)[:n], pictures(reference), **kwargs)
 
 # %% ../nbs/25_metrics.ipynb #5a2ad2a2
 def paired_distance(

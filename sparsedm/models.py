@@ -234,6 +234,9 @@ def _check_unet(c):
         raise ValueError(f"img_size must be a multiple of {2 ** halvings}, to be halved {halvings} times; got {side}")
     if any(w % c["norm_groups"] for w in widths):
         raise ValueError(f"channels must be multiples of norm_groups={c['norm_groups']}; got {widths}")
+    heads = c.get("head_dim") or 1
+    if any(a and w % heads for w, a in zip(widths, c["attention"])):
+        raise ValueError(f"channels with attention must be multiples of head_dim={heads}; got {widths}")
 
 def _diffusers_arguments(c):
     "The DDPM of Ho et al. in diffusers' words."
@@ -241,7 +244,8 @@ def _diffusers_arguments(c):
         layers_per_block=c["layers"], block_out_channels=tuple(c["channels"]), norm_num_groups=c["norm_groups"],
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in c["attention"]),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(c["attention"])),
-        norm_eps=1e-6, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, attention_head_dim=None)
+        norm_eps=1e-6, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1,
+        attention_head_dim=c.get("head_dim"))
 
 # %% ../nbs/21_models.ipynb #1a312ed2
 class UNet(nn.Module):
@@ -255,11 +259,14 @@ class UNet(nn.Module):
         norm_groups:int=32, # of GroupNorm; divides all widths
     ):
         super().__init__()
+        self.build(dict(kind="unet", img_size=img_size, in_chans=in_chans, channels=list(channels),
+                        attention=list(attention), layers=layers, norm_groups=norm_groups))
+
+    def build(self, config:dict): # "kind" and the arguments; with head_dim, attention in several heads
         from diffusers import UNet2DModel
-        self.config = dict(kind="unet", img_size=img_size, in_chans=in_chans, channels=list(channels),
-                           attention=list(attention), layers=layers, norm_groups=norm_groups)
-        _check_unet(self.config)
-        self.unet = UNet2DModel(**_diffusers_arguments(self.config))
+        _check_unet(config)
+        self.config = config
+        self.unet = UNet2DModel(**_diffusers_arguments(config))
 
     def forward(self,
         x:Tensor, # (B, C, H, W) noisy images

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CURVES', 'SHUFFLES', 'Answer', 'judge', 'floor', 'curve_of', 'varied', 'inception', 'on_gpu', 'timings', 'cells_of',
            'quality_rule', 'better', 'worse', 'no_worse', 'costs_more', 'no_farther', 'fails', 'collapses', 'mainly',
-           'learns_faster', 'goes_on_improving', 'rank', 'trend', 'dips', 'worse_with_fewer', 'by_construction',
-           'elsewhere', 'share', 'near', 'change_is', 'mean_is', 'gap', 'ordered', 'some_below', 'speedups', 'at_best',
-           'no_faster', 'each_faster', 'same_speedup', 'faster_with', 'given', 'on_meta', 'counted', 'weights_of',
-           'parameters_of', 'macs_share', 'size_share']
+           'learns_faster', 'goes_on_improving', 'rank', 'trend', 'dips', 'some_better', 'worse_with_fewer',
+           'by_construction', 'elsewhere', 'share', 'near', 'change_is', 'mean_is', 'gap', 'ordered', 'some_below',
+           'speedups', 'at_best', 'no_faster', 'each_faster', 'same_speedup', 'faster_with', 'given', 'on_meta',
+           'counted', 'weights_of', 'parameters_of', 'macs_share', 'size_share']
 
 # %% ../nbs/35_rules.ipynb #35r00003
 import functools
@@ -101,7 +101,8 @@ def cells_of(d:Records, a, b, nets="uvit", patterns="2:4", metrics=QUALITY)->lis
     nets = list(SCALES.named(d.scale).nets) if nets == "all" else nets
     cells, several = [], [isinstance(x, (list, tuple)) for x in (a, b, nets, patterns)]
     for first, second, net, pattern in product(*map(_listed, (a, b, nets, patterns))):
-        names = (as_of(first).method, f"against {as_of(second).method}", net, pattern)
+        ways = [" ".join([as_of(x).method, *as_of(x).facts]) for x in (first, second)]
+        names = (ways[0], f"against {ways[1]}", net, pattern)
         label = " ".join(name for name, many in zip(names, several) if many)
         cells.append(cell(d, as_of(first).at(net, pattern), as_of(second).at(net, pattern), label, metrics))
     return cells
@@ -238,10 +239,18 @@ def dips(method:str, patterns:tuple)->Callable: # from the densest to the sparse
     def test(d):
         steps = [cell(d, of(method, "uvit", q), of(method, "uvit", p), f"{p} to {q}")
                  for p, q in zip(patterns, patterns[1:])]
-        text, _ = answer_of(d, steps, "lower")
-        said = [v for v, _ in verdict_of(d, steps, "lower")]
-        if HOLDS in said: return text, HOLDS
-        return text, CONTRADICTED if {EQUAL, CONTRADICTED} >= set(said) else (BUDGET if BUDGET in said else WEAK)
+        return _some_lower(d, steps)
+    return test
+
+def _some_lower(d, cells): # text, verdict: is A lower in one cell at least?
+    text, _ = answer_of(d, cells, "lower")
+    said = [v for v, _ in verdict_of(d, cells, "lower")]
+    if HOLDS in said: return text, HOLDS
+    return text, CONTRADICTED if {EQUAL, CONTRADICTED} >= set(said) else (BUDGET if BUDGET in said else WEAK)
+
+def some_better(a, b, **cells)->Callable:
+    "A is lower than B in some cell."
+    def test(d): return _some_lower(d, cells_of(d, a, b, **cells))
     return test
 
 def worse_with_fewer(column:str, method:str, what:str, net:str="uvit")->Callable: # what: is counted

@@ -130,6 +130,7 @@ def _hashed(values, leave_out=()):
     return text_sha(json.dumps(kept, sort_keys=True))
 
 # %% ../nbs/30_run.ipynb #0863d705
+def _family(run): return FAMILIES.named(PRESETS.named(run.model)["kind"])
 def _make_floats_(run): # 1 and 1. are one number, and shall be one id
     for f in fields(run):
         value = getattr(run, f.name)
@@ -158,11 +159,11 @@ class Run(_How):
 
     @property
     def process(self)->str: # row of PROCESSES: that of its kind of network, or its own
-        return self.options.get("process") or FAMILIES.named(PRESETS.named(self.model)["kind"]).process
+        return self.options.get("process") or _family(self).process
 
     @property
     def loss(self)->str: # row of LOSSES
-        return self.options.get("loss") or ("transfer" if self.lambda_teacher else "noise")
+        return self.options.get("loss") or ("transfer" if self.lambda_teacher else _family(self).loss)
     @property
     def pretrained(self)->bool: # is it trained from scratch, as a start of others?
         return METHODS.named(self.method).training == "scratch" and not self.start
@@ -170,8 +171,8 @@ class Run(_How):
 # %% ../nbs/30_run.ipynb #00f83baf
 def _dense(scale, net, backbone, seed): # the dense run of a seed
     recipe = asdict(net.recipe)
-    measure = {k: v for k, v in asdict(scale.measure).items() if k != "points"}
-    return Run(scale.name, "dense", backbone, seed, scale.data, net.model, **recipe, **measure)
+    measure = {k: v for k, v in asdict(net.measure or scale.measure).items() if k != "points"}
+    return Run(scale.name, "dense", backbone, seed, net.data or scale.data, net.model, **recipe, **measure)
 
 def _start_of(scale, seed): # the seed whose dense model this one starts from
     return scale.seeds[seed % scale.starts] if scale.starts else seed
@@ -185,8 +186,8 @@ def _from_scratch(scale, method, net, dense, seed, changes):
     "A run from random weights, trained as long as the dense model, or not at all."
     if method.variant and method.variant not in net.variants:
         raise ValueError(f"scale {scale.name} has no {method.variant} network of {dense.backbone}")
-    model, steps = net.variants.get(method.variant, net.model), dense.steps if method.training == "scratch" else 0
-    run = replace(dense, method=method.name, model=model, steps=steps, options=method.options, **method.set, **changes)
+    model, steps = net.variants.get(method.variant, net.model), 0 if method.training == "none" else dense.steps
+    run = replace(dense, **{**dict(method=method.name, model=model, steps=steps), **method.set, **changes})
     if run.seed == seed: return run
     if not run.steps: return replace(run, seed=seed)
     return replace(run, seed=seed, start=run.id, steps=0)   # the one model, sampled anew
@@ -194,13 +195,15 @@ def _from_scratch(scale, method, net, dense, seed, changes):
 # %% ../nbs/30_run.ipynb #4282f229
 def _from_dense(scale, net, method, dense, seed, pattern, changes):
     "A run that starts from the dense model."
+    if net.tune is None: raise ValueError(f"scale {scale.name} trains nothing on from its {dense.backbone}")
     own = dict(one_shot=method.prepare, **method.set)
     sparse = own.get("estimator") or own["one_shot"]
     recipe = {k: v for k, v in asdict(net.tune).items() if k != "steps"}
     steps = net.tune.steps if method.training == "tune" else 0
-    points = scale.measure.points if method.curve and pattern == "2:4" and not changes else 0
+    curve = method.curve and pattern == "2:4" and changes == dict(options=method.options)
+    points = (net.measure or scale.measure).points if curve else 0
     common = dict(method=method.name, seed=seed, start=dense.id, teacher=dense.id, steps=steps, points=points,
-                  pattern=pattern if sparse else "", layers=net.layers, options=method.options)
+                  pattern=pattern if sparse else "", layers=net.layers)
     return replace(dense, **{**recipe, **common, **own, **changes})
 
 # %% ../nbs/30_run.ipynb #6827acd4
@@ -218,7 +221,9 @@ def make_run(scale:str, # row of SCALES
     check_fields(dict(seed=seed, pattern=pattern, **changes))
     net = _net(where, backbone)
     dense = _dense(where, net, backbone, _start_of(where, seed))
-    if how.training == "scratch" or how.variant: return _from_scratch(where, how, net, dense, seed, changes)
+    changes["options"] = {**how.options, **changes.get("options", {})}
+    alone = how.training in ("scratch", "sparse") or how.variant
+    if alone: return _from_scratch(where, how, net, dense, seed, changes)
     return _from_dense(where, net, how, dense, seed, pattern, changes)
 
 # %% ../nbs/30_run.ipynb #102dc29b

@@ -67,7 +67,13 @@ class Of:
 
     def name(self, scale)->str: # such as "ours uvit 1:8 lambda_w=0.2"
         pattern = self.run(scale, SCALES.named(scale).seeds[0]).pattern and self.pattern
-        return " ".join(filter(None, [self.method, self.net, pattern, *(f"{k}={v}" for k, v in self.changes)]))
+        return " ".join(filter(None, [self.method, self.net, pattern, *self.facts]))
+
+    @property
+    def facts(self)->list: # what is changed, such as "lambda_w=0.2", "sparsity=0.9"
+        changes = dict(self.changes)
+        options = changes.pop("options", {})
+        return [f"{k}={v}" for k, v in {**options, **changes}.items()]
 
 def of(method:str, net:str="", pattern:str="", **changes)->Of: # fields of the run, such as train_on="teacher"
     return Of(method, net, pattern, tuple(changes.items()))
@@ -148,13 +154,16 @@ class Cell:
     label:str            # where there are several: what tells it from the others
     pairs:dict           # Metric → (A, B), values by seed
     moves:dict = None    # Metric → how ln(A/B) moves with twice the steps, by seed; None: nothing was trained
-    net:str = ""         # whose control must have passed; "": nothing was trained
+    net:str = ""         # whose control must have passed; "": nothing was trained on from a dense model
 
     def effects(self)->dict: # Metric → `Effect` of ln(A/B)
         return {m: effect(log_ratios(*together(*pair))) for m, pair in self.pairs.items()}
 
 # %% ../nbs/33a_verdicts.ipynb #0926c6f8
-def is_tuned(what:Of)->bool: return METHODS.named(what.method).training == "tune"
+def _training(what): return METHODS.named(what.method).training
+def is_tuned(what:Of)->bool: return _training(what) == "tune"
+def _is_trained(what, other): # for this comparison, so that twice the steps could move it?
+    return _training(what) in ("tune", "sparse") or (_training(what), _training(other)) == ("scratch", "sparse")
 def _changed(what): return {name for name, _ in what.changes}
 
 def pairs_of(d:Records, a:Of, b:Of, metrics=QUALITY)->dict: # Metric → (A, B); both say net and pattern
@@ -193,9 +202,10 @@ def moved(d:Records, what:Of, metrics=QUALITY, exactly:bool=True)->dict: # Metri
 # %% ../nbs/33a_verdicts.ipynb #46640ca5
 def moves_of(d:Records, a:Of, b:Of, metrics=QUALITY)->dict: # Metric → by seed; None: neither is trained; {}: unknown
     "How ln(A/B) moves with twice the steps."
-    if not (is_tuned(a) or is_tuned(b)): return None
-    exactly = is_tuned(a) and is_tuned(b) and a.pattern != b.pattern   # else one would stand for the other
-    try: first, second = (moved(d, x, metrics, exactly) if is_tuned(x) else None for x in (a, b))
+    trained = _is_trained(a, b), _is_trained(b, a)
+    if not any(trained): return None
+    exactly = all(trained) and a.pattern != b.pattern   # else one would stand for the other
+    try: first, second = (moved(d, x, metrics, exactly) if own else None for x, own in zip((a, b), trained))
     except Lacks: return {}
     if first is None or second is None:
         return {m: -x for m, x in second.items()} if first is None else first
@@ -204,7 +214,7 @@ def moves_of(d:Records, a:Of, b:Of, metrics=QUALITY)->dict: # Metric → by seed
 
 def cell(d:Records, a:Of, b:Of, label:str="", metrics=QUALITY)->Cell: # both say net and pattern
     pairs, moves = pairs_of(d, a, b, metrics), moves_of(d, a, b, metrics)
-    return Cell(label, pairs, moves, "" if moves is None else a.net)
+    return Cell(label, pairs, moves, a.net if is_tuned(a) or is_tuned(b) else "")
 
 # %% ../nbs/33a_verdicts.ipynb #33a00011
 def combined(said)->str: # verdicts by metric, in order of rank
@@ -224,10 +234,13 @@ def control(d:Records, net:str)->tuple: # a verdict, and the effects in words
 def in_words(effects:dict)->str: # Metric → `Effect`; such as "held-out loss −3.2 % [−4.0, −2.4], FID …"
     return ", ".join(f"{m.title} {with_interval(e)}" for m, e in effects.items())
 
+def _tuned_nets(scale): # those with which something starts from the dense model
+    return [name for name, net in SCALES.named(scale).nets.items() if net.tune]
+
 def control_warning(d:Records)->str: # "" where every control passed, or was not asked for
     "What stands over the tables of a scale whose recipe hurts even the dense model."
     lines = []
-    for net in SCALES.named(d.scale).nets:
+    for net in _tuned_nets(d.scale):
         try: said, words = control(d, net)
         except Lacks: continue
         if said == HOLDS: continue
@@ -247,10 +260,11 @@ def _stops_budget(verdict, moves, metric): # is the verdict in danger with twice
 
 def gated(d:Records, found:Cell, verdict:str, metric:Metric, higher:bool=False)->tuple: # verdict, and why not
     "The verdict, if the gates let it pass."
-    if not found.net or verdict == WEAK: return verdict, ""
-    try: passed, words = control(d, found.net)
-    except Lacks as lack: return BUDGET, f"no control: {lack}"
-    if passed != HOLDS: return (BUDGET if passed == CONTRADICTED else WEAK), f"control: {words}"
+    if verdict == WEAK: return verdict, ""
+    if found.net:
+        try: passed, words = control(d, found.net)
+        except Lacks as lack: return BUDGET, f"no control: {lack}"
+        if passed != HOLDS: return (BUDGET if passed == CONTRADICTED else WEAK), f"control: {words}"
     moves = found.moves
     if higher and moves: moves = {m: -x for m, x in moves.items()}
     why = _stops_budget(verdict, moves, metric)
@@ -354,5 +368,5 @@ def records_of(scale:str)->Records: # row of SCALES
 def warning_of(scale:str)->str: # row of SCALES
     "See `control_warning`."
     where = SCALES.named(scale)
-    cells = product(("dense", "dense-ft"), where.nets, where.seeds)
+    cells = product(("dense", "dense-ft"), _tuned_nets(scale), where.seeds)
     return control_warning(_read(scale, [make_run(scale, m, seed, net) for m, net, seed in cells]))

@@ -61,7 +61,7 @@ def record(repo, run): return repo/"data"/"records"/"smoke"/f"{run.id}.json"
 
 @pytest.mark.parametrize("notebook, parameters, message", [
     ("paper/sparsedm/table2", dict(scal="smoke"), "unknown parameter 'scal'; this notebook has: scale, build"),
-    ("paper/sparsedm/table2", dict(scale="huge"), "unknown scale 'huge'; known: smoke, demo, evidence-digits"),
+    ("paper/sparsedm/table2", dict(scale="huge"), "unknown scale 'huge'; known: "),
     ("paper/sparsedm/fig2", dict(scale="smoke"), "records are missing"),
     ("paper/sparsedm/fig3", dict(scale="smoke", panels="xyz"), "panels must be letters from a to f; got 'xyz'"),
     ("runs/train", dict(scale="smoke", runs="magic"), "no run has the id or name 'magic'"),
@@ -206,3 +206,10 @@ def test_damaged_start_and_records_are_named_and_results_stay(repo, kernel):
     with pytest.raises(PapermillExecutionError) as e: execute(repo, kernel, "paper/sparsedm/x_one_shot", scale="smoke")
     assert f"{gone}: not finite: metrics.fid" in e.value.evalue
     gone.write_bytes(kept)
+
+
+def test_the_second_paper_at_toy_size(repo):
+    done = call(repo, "sparsedm.experiments", "s2s-smoke")
+    assert done.returncode == 0, done.stderr[-3000:]
+    drawn = {p.name for p in (repo/"figures"/"s2s-smoke").iterdir()}
+    assert drawn == {f for t in tables_of("s2s-smoke") for f in t.names}
