@@ -142,7 +142,7 @@ def test_one_start_for_all_seeds_at_scale_cifar():
 def test_sampling_batches_halve_when_memory_is_short(capsys):
     "With a GPU acted: the batch is halved until it fits."
     tried = []
-    def short_of_memory(net, seeds, shape, sampler, steps, batch_size, process):
+    def short_of_memory(net, seeds, shape, batch_size, **how):
         tried.append(batch_size)
         if batch_size > 300: raise torch.OutOfMemoryError("CUDA out of memory")
         return torch.zeros(len(seeds), *shape)
