@@ -61,7 +61,7 @@ def record(repo, run): return repo/"data"/"records"/"smoke"/f"{run.id}.json"
 
 @pytest.mark.parametrize("notebook, parameters, message", [
     ("paper/sparsedm/table2", dict(scal="smoke"), "unknown parameter 'scal'; this notebook has: scale, build"),
-    ("paper/sparsedm/table2", dict(scale="huge"), "unknown scale 'huge'; known: "),
+    ("paper/sparsedm/table2", dict(scale="huge"), "unknown scale 'huge'; known: smoke, demo, evidence-digits"),
     ("paper/sparsedm/fig2", dict(scale="smoke"), "records are missing"),
     ("paper/sparsedm/fig3", dict(scale="smoke", panels="xyz"), "panels must be letters from a to f; got 'xyz'"),
     ("runs/train", dict(scale="smoke", runs="magic"), "no run has the id or name 'magic'"),

@@ -13,10 +13,11 @@ import pandas as pd
 from .. import latent, strokes
 from ..dynamic import UPDATES, Moves, layer_counts, maskable
 from ..macs import count_macs
+from . import sparsedm
 from ..rules import on_meta
 from ..declare import METHODS, SCALES, TABLES, Measure, Method, Net, Recipe, Scale, Table
 
-NAMED_HERE = (latent, strokes)   # whose declarations these refer to by name
+NAMED_HERE = (latent, strokes, sparsedm)   # whose declarations these refer to by name
 
 # %% ../../nbs/41_s2s.ipynb #41s00006
 NETS = {"ldm": "Latent diffusion", "chiro": "ChiroDiff"}
@@ -47,11 +48,11 @@ SPARSITIES = (.1, .25, .5, .75, .9)
 def declare(name, label, look, **options):
     METHODS.add(Method(name, label, training="sparse", options=options, look=look))
 
-declare("static", "Static-DM", ("sky", "s", "--"))
-declare("rigl", "RigL-DM", ("vermilion", "X", "-"), regrow="gradient")
-declare("magran", "MagRan-DM", ("green", "D", "-."), regrow="random")
-declare("srigl", "SRigL: as many inputs for each neuron", ("orange", "^", ":"), regrow="gradient", group="row")
-declare("dynamic-nm", "RigL within groups of four", ("purple", "P", ":"), regrow="gradient", group=4)
+declare("static", "Static-DM", ("sky", "H", "--"))
+declare("rigl", "RigL-DM", ("vermilion", r"$\mathbf{R}$", "-"), regrow="gradient")
+declare("magran", "MagRan-DM", ("green", r"$\mathbf{M}$", "-."), regrow="random")
+declare("srigl", "SRigL: as many inputs for each neuron", ("orange", r"$\mathbf{S}$", ":"), regrow="gradient", group="row")
+declare("dynamic-nm", "RigL within groups of four", ("purple", r"$\mathbf{N}$", ":"), regrow="gradient", group=4)
 
 # %% ../../nbs/41_s2s.ipynb #41s0000a
 LEARNED = (.5, .9)                # sparsities of ChiroDiff where sweeps are short
