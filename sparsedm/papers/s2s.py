@@ -51,7 +51,7 @@ def declare(name, label, look, **options):
 declare("static", "Static-DM", ("sky", "H", "--"))
 declare("rigl", "RigL-DM", ("vermilion", r"$\mathbf{R}$", "-"), regrow="gradient")
 declare("magran", "MagRan-DM", ("green", r"$\mathbf{M}$", "-."), regrow="random")
-declare("srigl", "SRigL: as many inputs for each neuron", ("orange", r"$\mathbf{S}$", ":"), regrow="gradient", group="row")
+declare("srigl", "SRigL: constant fan-in", ("orange", r"$\mathbf{S}$", ":"), regrow="gradient", group="row")
 declare("dynamic-nm", "RigL within groups of four", ("purple", r"$\mathbf{N}$", ":"), regrow="gradient", group=4)
 
 # %% ../../nbs/41_s2s.ipynb #41s0000a
