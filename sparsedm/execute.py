@@ -18,7 +18,7 @@ from .checkpoints import kept_tensor, load_model, save_model
 from .data import PIXELS, Images, States, batch_states, load_images, pictures
 from .declare import CODECS, DATASETS, HOOKS, LOSSES, METHODS, PREPARE, SCALES, Hook, load_papers
 from .diffusion import noise_loss, sample
-from .files import locked, read_json, runs_dir, write_json
+from .files import locked, read_json, runs_dir, text_sha, write_json
 from .accelerate import Replay
 from .gpu import cuda_times
 from .macs import macs_summary
@@ -26,7 +26,7 @@ from .masking import nm_mask
 from .metrics import evaluate, paired_distance, score_floor
 from .models import build_model
 from .records import has_record, kept_path, model_path, read_record, record_path, run_folder, write_record
-from .run import Run, find_run
+from .run import Run, find_run, runs_of
 from .ste import bake_, dense_weight, sparse_layers, sparsity_of, sparsity_report
 from .training import TrainConfig, accelerator, halving, train
 from .transfer import teacher_samples
@@ -34,15 +34,16 @@ from .transfer import teacher_samples
 # %% ../nbs/32_execute.ipynb #be70298e
 def device_name()->str: return "cuda" if torch.cuda.is_available() else "cpu"
 
-def load_start(run:Run # any run with a dense model
+def load_start(run:Run # any run with a start or a teacher
     )->nn.Module: # in eval mode
-    "The dense model a run starts from (or, started at random, learns from)."
-    dense = find_run(run.start or run.teacher, run.scale)
-    path = model_path(dense)
+    "The model a run starts from (or, started at random, learns from)."
+    start = find_run(run.start or run.teacher, run.scale)
+    path = model_path(start)
     if not path.is_file():
         how = f"run it first, or all of them with `python -m sparsedm.experiments {run.scale} --pretrain`"
-        raise FileNotFoundError(f"{run.id} starts from {dense.name}, which is not trained yet (no {path}): {how}")
-    return load_model(path, run=dense.weights_id).to(device_name())
+        if not start.pretrained: how = "run it first"
+        raise FileNotFoundError(f"{run.id} starts from {start.name}, which is not trained yet (no {path}): {how}")
+    return load_model(path, run=start.weights_id).to(device_name())
 
 def plain(model:nn.Module # dense or sparse
     )->nn.Module: # in eval mode
@@ -83,12 +84,17 @@ def load_samples(run:Run # with a record
         raise FileNotFoundError(f"no samples at {path}; delete {record_path(run)} to run it again")
     return kept_tensor(path)
 
+def _encoded(run, real, encode): # kept per scale, as it may take longer than a run
+    looks = text_sha(str(encode(real.images[:16]).tolist()))   # another codec gets another file
+    states = kept_tensor(runs_dir(run.scale)/f"{run.data}-{looks}.safetensors", lambda: encode(real.images))
+    return States(states, None, run.data, "train")
+
 def training_images(run:Run)->Images|States: # real ones, the dense model's samples (as many), or both
     "What a run learns from."
     real, encode = load_images(run.data), codec_of(run).encode
     if run.train_on == "data":
         plain = isinstance(real, States) or encode is PIXELS.encode
-        return real if plain else States(encode(real.images), None, run.data, "train")   # once, not at each step
+        return real if plain else _encoded(run, real, encode)
     if not (isinstance(real, Images) and encode is PIXELS.encode):
         raise ValueError(f"{run.id}: train_on={run.train_on!r} is for images as pixels; {run.data} has others")
     def make():   # from seeds that no evaluation uses
@@ -341,6 +347,9 @@ def _record(run, progress, deadline):
 
 
 # %% ../nbs/32_execute.ipynb #f9812183
+def _is_start(run): # of other runs
+    return run.pretrained or any(run.id == r.start for r in runs_of(run.scale))
+
 def do_run(run:Run, # what to do
     progress:bool=False, # show a bar for its training
     deadline:float=math.inf, # on the monotonic clock; its training stops there with `TimeIsUp`, to be resumed
@@ -349,7 +358,7 @@ def do_run(run:Run, # what to do
     "Do a run, unless its record exists; an error is kept in `runs/<scale>/<id>/error.txt` and raised."
     folder = run_folder(run)
     with locked(folder/".lock", wait=wait):
-        model_gone = run.pretrained and not model_path(run).is_file()   # others start from it
+        model_gone = _is_start(run) and not model_path(run).is_file()
         if has_record(run) and not model_gone: return read_record(run)
         try: _record(run, progress, deadline)
         except TimeIsUp: raise

@@ -23,16 +23,17 @@ from .records import (frame, has_record, model_path, read_records, record_path, 
 from .run import Run, check_tables, find_run, runs_of, tables_of
 
 # %% ../nbs/33_graph.ipynb #3dfe0edc
-def starts_of(runs:list)->list: # dense runs, without repetition
+def starts_of(runs:list)->list: # without repetition
     "The runs that these start or learn from."
     named = dict.fromkeys(name for r in runs for name in (r.start, r.teacher) if name)
     return [find_run(name) for name in named]
 
-def untrained_starts(runs:list)->list: # those whose model does not exist yet
-    "Dense models that have to be trained before `runs` can be done."
-    return [r for r in starts_of(runs) if r.pretrained and not model_path(r).is_file()]
+def untrained_starts(runs:list)->list: # those whose model does not exist yet, after what they start from themselves
+    "Models that have to be trained before `runs` can be done."
+    found = [r for r in starts_of(runs) if not model_path(r).is_file()]
+    return list(dict.fromkeys([*untrained_starts(found), *found])) if found else []
 
-def to_do(runs:list)->list: # dense models that are needed come first
+def to_do(runs:list)->list: # models that others start from come first
     "What is missing of `runs`, and what that needs."
     todo = without_record(runs)
     first = untrained_starts(todo)
@@ -62,16 +63,26 @@ def _batch(number, runs, after):
     name = f"{number:02d}-{text_sha(' '.join(r.id for r in runs))}"
     return dict(name=name, scale=runs[0].scale, runs={r.id: asdict(r) for r in runs}, after=after)
 
+def _stages(runs):
+    "Lists of runs that can be done once those of the lists before are."
+    stages = []
+    while runs:
+        undone = set(runs)
+        waiting = [r for r in runs if undone & set(untrained_starts([r]))]
+        stages.append([r for r in runs if r not in waiting])
+        runs = waiting
+    return stages
+
 def make_plan(runs:list, # by importance; those with a record are left out
     cores:int=2, # how many work at a time
     )->list: # of {"name", "scale", "runs": {id: fields}, "after": [name]}
     "Deal the missing runs out in batches."
-    todo = to_do(runs)
-    first = [r for r in todo if r.pretrained and not model_path(r).is_file()]
-    plan = [_batch(i, part, []) for i, part in enumerate(deal(first, 1, len(first)))]
-    names = [b["name"] for b in plan]
-    rest = deal([r for r in todo if r not in first], cores, 4 * cores)
-    return plan + [_batch(len(names) + i, part, names) for i, part in enumerate(rest)]
+    plan = []
+    for stage in _stages(to_do(runs)):
+        before = [batch["name"] for batch in plan]
+        parts = deal(stage, cores, 4 * cores)
+        plan += [_batch(len(before) + i, part, before) for i, part in enumerate(parts)]
+    return plan
 
 # %% ../nbs/33_graph.ipynb #76a32ca4
 def read_plan(path # a job's file
