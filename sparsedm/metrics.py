@@ -464,7 +464,7 @@ def _check_request(images, extractor, metrics):
         raise ValueError(f"extractor {extractor!r} takes {row.channels}-channel images; got {given}")
 
 # %% ../nbs/25_metrics.ipynb #cf4f00c1
-KEEP_FROM = 10_000   # `evaluate` keeps the features of reference sets of at least this size
+KEEP_FROM = 3_000    # `evaluate` keeps the features of reference sets of at least this size
 
 def _kept(path, facts):
     "Features from a file; None if there is none, or a damaged one."

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NAMED_HERE', 'NETS', 'S2S', 'SPARSITIES', 'LEARNED', 'HIGH', 'MADE_ANEW', 'EVALUATIONS', 'COMPARED', 'KIND',
-           'PAPER_S2S', 'declare', 'sparse', 'sparsities', 'sparsity_runs', 'swept', 'p_runs', 'topology_runs',
-           'resampled', 'steps_runs', 'longer_runs', 'table', 'kept_weights', 'costs', 'with_options', 'cost_columns']
+           'SCRATCH', 'BETWEEN', 'PAPER_S2S', 'declare', 'sparse', 'sparsities', 'sparsity_runs', 'swept', 'p_runs',
+           'topology_runs', 'resampled', 'steps_runs', 'longer_runs', 'table', 'kept_weights', 'costs', 'with_options',
+           'cost_columns', 'measured_seconds', 'peaks']
 
 # %% ../../nbs/41_s2s.ipynb #41s00003
 from dataclasses import replace
@@ -13,8 +14,10 @@ from functools import lru_cache
 import pandas as pd
 from .. import latent, strokes
 from ..dynamic import UPDATES, Moves, layer_counts, maskable
+from ..files import read_json, root
 from ..macs import count_macs
 from . import sparsedm
+from ..records import cpu_speed
 from ..rules import on_meta
 from ..declare import METHODS, SCALES, TABLES, Measure, Method, Net, Recipe, Scale, Table
 
@@ -35,9 +38,9 @@ def _scale(name, seeds, ldm, chiro, **facts):
 _scale("s2s-smoke", (0,), short_sweeps=True,
     ldm=_net("digits-ldm", "digits-latent", 8, 2e-3, Measure("digits-cnn", 24, "dpm-solver", 4)),
     chiro=_net("chiro-tiny", "kanji", 8, 2e-3, Measure("kanji-cnn", 24, "ddpm", 4)))
-_scale("s2s-demo", (0, 1, 2), short_sweeps=True, fewer=dict(s2s_topology=1),
-    ldm=_net("digits-ldm", "digits-latent", 240, 4e-3, Measure("digits-cnn", 512, "dpm-solver", 16)),
-    chiro=_net("chiro-tiny", "kanji", 120, 8e-3, Measure("kanji-cnn", 256, "ddpm", 18)))
+_scale("s2s-demo", (0, 1, 2), short_sweeps=True, fewer=dict(s2s_topology=1, s2s_steps=1),
+    ldm=_net("digits-ldm", "digits-latent", 160, 4e-3, Measure("digits-cnn", 512, "dpm-solver", 16)),
+    chiro=_net("chiro-tiny", "kanji", 160, 6e-3, Measure("kanji-cnn", 256, "ddpm", 35)))
 _scale("evidence-s2s", (0, 1, 2), fewer=dict(s2s_topology=2, s2s_steps=2, s2s_longer=2),
     ldm=_net("fashion-ldm", "fashion-latent", 1_200, 2e-3, Measure("fashion-cnn", 2_000, "dpm-solver", 25)),
     chiro=_net("chiro-small", "kanji", 1_000, 4e-3, Measure("kanji-cnn", 1_000, "ddpm", 35)))
@@ -104,6 +107,7 @@ def table(name, files, runs=None, **facts): TABLES.add(Table(name, files, runs, 
 
 table("s2s_sparsity", "png pdf csv", sparsity_runs)
 table("s2s_best", "md csv png pdf", sparsity_runs)
+table("s2s_seconds", "md csv png pdf")
 table("s2s_p", "md csv png pdf", p_runs)
 table("s2s_topology", "md csv png pdf", topology_runs)
 table("s2s_steps", "png pdf csv", steps_runs)
@@ -153,6 +157,41 @@ def cost_columns()->dict: # heading → function of a group of rows, for `figure
     def ratio(what): return lambda group: f"{of(what)(group):.2f} ×"
     return {"Parameters": lambda group: f"{of('parameters')(group):,}", "Operations": ratio("forward"),
             "… of training": ratio("training")}
+
+# %% ../../nbs/41_s2s.ipynb #6beda428
+SCRATCH = {"uvit-s-cifar10": "U-ViT small, 44 M", "ldm-vq4": "Latent UNet of the paper, 274 M",
+           "fashion-ldm": "Latent UNet of the runs, 0.7 M"}   # networks that were timed
+BETWEEN = 100   # steps between updates, as RigL has it
+_UPDATED = {"rigl": "gradient", "magran": "random"}
+
+def _ratios(training, sampling, update, zeros): # each form → median seconds
+    fastest = lambda forms: min(s for form, s in forms.items() if form.startswith("dense"))
+    dense, step, found = fastest(training), training[zeros], {}
+    own = {"static": 0., **{m: update[f"{zeros}, update, {how}"] / update[zeros] - 1 for m, how in _UPDATED.items()}}
+    for m, steps in own.items():
+        found[m] = dense / (step * (1 + steps / BETWEEN))
+        found[f"{m}_update"] = steps
+    return found | dict(step=step, sampling=fastest(sampling) / sampling[zeros])
+
+# %% ../../nbs/41_s2s.ipynb #73cfebba
+_TIMED = "data/records/speed/scratch"
+
+def measured_seconds()->pd.DataFrame: # device, network, zeros, step, sampling; of each method training, update
+    "What `bench/scratch` timed: seconds of a step, ratios to the fastest dense form, updates in steps."
+    rows, found = cpu_speed(_TIMED), []
+    if rows.empty: raise ValueError(f"no CPU has been timed, {_TIMED} is empty: nbs/bench/scratch.ipynb does it")
+    for (device, network), own in rows.groupby(["device", "name"], sort=False):
+        kinds = ("training", "sampling", "update")
+        parts = [own[own.kind == kind].set_index("form").seconds.to_dict() for kind in kinds]
+        if not all(parts): continue   # not all of it was timed yet
+        at = [form for form in parts[0] if form.endswith("%")]
+        found += [dict(device=device, network=network, zeros=z, **_ratios(*parts, z)) for z in at]
+    return pd.DataFrame(found)
+
+def peaks()->dict: # network → {"dense" or zeros: (bytes at the peak, parameters)}
+    "The memory that `bench/scratch` measured."
+    files = sorted((root()/_TIMED).glob("*.json"))
+    return read_json(files[-1])["memory"] if files else {}
 
 # %% ../../nbs/41_s2s.ipynb #41s0000e
 PAPER_S2S = pd.DataFrame([
