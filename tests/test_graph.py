@@ -209,6 +209,8 @@ def test_damaged_start_and_records_are_named_and_results_stay(repo, kernel):
 
 
 def test_the_second_paper_at_toy_size(repo):
+    timed = Path("data")/"records"/"speed"/"scratch"
+    shutil.copytree(ROOT/timed, repo/timed)   # s2s_seconds draws what the repository brings
     done = call(repo, "sparsedm.experiments", "s2s-smoke")
     assert done.returncode == 0, done.stderr[-3000:]
     drawn = {p.name for p in (repo/"figures"/"s2s-smoke").iterdir()}
