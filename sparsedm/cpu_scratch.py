@@ -57,6 +57,9 @@ class _Stored(Entries):
         if tuple(w.shape) != self.shape or tuple(mask.shape) != self.shape:
             errors.append(f"{prefix}weight and mask must be {self.shape}; got {tuple(w.shape)}, {tuple(mask.shape)}")
             return
+        if w[~mask].any():
+            errors.append(f"{prefix}weight has values that its mask has not")
+            return
         with torch.no_grad():
             self.repack(w.float(), mask)
             if self.bias is not None: self.bias.copy_(state[prefix + "bias"])
@@ -128,14 +131,22 @@ def _filled(layer, entries): # with its weight, bias and mode
     return layer.train(entries.training)
 
 # %% ../nbs/12f_cpu_scratch.ipynb #12fa000c
+def _check_mask(name, layer, mask):
+    known = name.endswith(".weight") and layer is not None
+    why = why_no_kernel(layer) if known else "no layer has such a weight"
+    if why: raise ValueError(f"{name} cannot have entries: {why}")
+    given, wanted = (mask.dtype, mask.shape), (torch.bool, layer.weight.shape)
+    if given != wanted: raise ValueError(f"the mask of {name} must be {wanted}; got {given}")
+    if layer.weight.dtype != torch.float32: raise ValueError(f"{name} must be float32; got {layer.weight.dtype}")
+
 def entries_(model:nn.Module, # dense, float32, on a CPU; changed in place
     masks:dict, # name of a weight → bool, as of `dynamic.draw_masks`
     )->nn.Module: # the same model
     "Give Linear and Conv2d layers only the weights of a topology."
+    layers = dict(model.named_modules())
+    for name, mask in masks.items(): _check_mask(name, layers.get(name.removesuffix(".weight")), mask)
     for name, mask in masks.items():
-        layer = model.get_submodule(name.removesuffix(".weight"))
-        why = why_no_kernel(layer)
-        if why: raise ValueError(f"{name} cannot have entries: {why}")
+        layer = layers.pop(name.removesuffix(".weight"))   # so that the dense weight goes
         if mask.all(): continue   # stays dense
         kind = EntryLinear if isinstance(layer, nn.Linear) else EntryConv2d
         model.set_submodule(name.removesuffix(".weight"), kind(layer, mask))

@@ -28,8 +28,11 @@ def maskable(model:nn.Module # any model, plain
 # %% ../nbs/03_dynamic.ipynb #d03a0009
 TOPOLOGIES = ("erk", "uniform")
 
+def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
+def _is_whole(x): return isinstance(x, int) and not isinstance(x, bool) and x >= 1
+
 def _check_sparsity(sparsity, topology):
-    if not (isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool) and 0 <= sparsity < 1):
+    if not (_is_number(sparsity) and 0 <= sparsity < 1):
         raise ValueError(f"sparsity must be a number from 0 to below 1, the share that is zero; got {sparsity!r}")
     if topology in TOPOLOGIES: return
     raise ValueError(f"topology must be one of {', '.join(TOPOLOGIES)}; got {topology!r}")
@@ -40,6 +43,8 @@ def densities(shapes:dict, # name → shape of a weight
     )->dict: # name → density, 0 to 1
     "The density of each layer."
     _check_sparsity(sparsity, topology)
+    empty = [f"{k} {tuple(s)}" for k, s in shapes.items() if not math.prod(s)]
+    if empty: raise ValueError(f"{empty[0]} has no weights")
     if topology == "uniform": return dict.fromkeys(shapes, 1 - sparsity)
     size, raw = {k: math.prod(s) for k, s in shapes.items()}, {k: sum(s) / math.prod(s) for k, s in shapes.items()}
     dense = set()
@@ -130,6 +135,13 @@ def draw_masks(weights:dict, # name → weight, as of `maskable`
     return masks
 
 # %% ../nbs/03_dynamic.ipynb #d03a0014
+def _check_move(w, mask, score, k):
+    if mask.dtype != torch.bool or not w.shape == mask.shape == score.shape:
+        got = f"{tuple(w.shape)}, {mask.dtype} {tuple(mask.shape)}, {tuple(score.shape)}"
+        raise ValueError(f"weight, bool mask and score must have one shape; got {got}")
+    if not 0 <= k <= mask.sum(): raise ValueError(f"k must be 0 to {int(mask.sum())}, the weights there are; got {k}")
+    if not score.isfinite().all(): raise ValueError("the score has entries that are not finite numbers")
+
 @torch.no_grad()
 def prune_and_regrow(w:Tensor, # zero where the mask is False
     mask:Tensor, # bool, of its shape
@@ -138,6 +150,7 @@ def prune_and_regrow(w:Tensor, # zero where the mask is False
     group="layer", # within what counts stay, see `check_group`
     )->tuple: # the new mask, and where it or its weights changed; both bool
     "Move k weights of a layer."
+    _check_move(w, mask, score, k)
     there = grouped(mask, group)
     size = grouped(w, group).abs().masked_fill(~there, math.inf)
     drop = torch.zeros_like(there)
@@ -162,11 +175,15 @@ class Moves:
     until:float=.75      # share of the steps after which the topology stays
 
     def __post_init__(self):
-        if self.regrow not in REGROW: raise ValueError(f"regrow must be one of {REGROW}; got {self.regrow!r}")
-        if not 0 < self.p < 1: raise ValueError(f"p must lie between 0 and 1; got {self.p!r}")
-        whole = isinstance(self.every, int) and self.every >= 1
-        if not whole: raise ValueError(f"every must be a whole number from 1; got {self.every!r}")
-        if not 0 < self.until <= 1: raise ValueError(f"until must be above 0 and at most 1; got {self.until!r}")
+        rules = {
+            "regrow": (self.regrow in REGROW, f"one of {REGROW}"),
+            "p": (_is_number(self.p) and 0 < self.p < 1, "a number between 0 and 1"),
+            "anneal": (isinstance(self.anneal, bool), "True or False"),
+            "every": (_is_whole(self.every), "a whole number from 1"),
+            "until": (_is_number(self.until) and 0 < self.until <= 1, "above 0 and at most 1"),
+        }
+        for name, (good, allowed) in rules.items():
+            if not good: raise ValueError(f"{name} must be {allowed}; got {getattr(self, name)!r}")
 
     def due(self, step:int, steps:int)->bool: # after `step` of `steps`
         return bool(self.regrow) and 0 < step <= self.until * steps and step % self.every == 0 and step < steps
@@ -186,8 +203,12 @@ class _Kept:
 
     def state(self)->dict: return {f"mask.{name}": mask for name, mask in self.masks.items()}
     def load(self, state:dict): # what `state` returned
-        device = {name: w.device for name, w in self.weights.items()}
-        self.use({name: state[f"mask.{name}"].to(device[name]) for name in self.masks})
+        "Go on with a saved topology; `ValueError` if it is another network's, or has other counts."
+        for name, mask in self.masks.items():
+            wanted, given = (mask.dtype, mask.shape, int(mask.sum())), state.get(f"mask.{name}")
+            got = None if given is None else (given.dtype, given.shape, int(given.sum()))
+            if got != wanted: raise ValueError(f"the mask of {name} must be {wanted}: type, shape, weights; got {got}")
+        self.use({name: state[f"mask.{name}"].to(w.device) for name, w in self.weights.items()})
 
 # %% ../nbs/03_dynamic.ipynb #615aa729
 class _Moving(_Kept):
@@ -223,6 +244,8 @@ class Topology(_Moving):
         seed:int=0, # of the topology, and of random regrowth
     ):
         layer_counts({"a layer": (64, 64 * 32)}, sparsity, topology, group)   # refuses what is wrong
+        if not _is_whole(steps): raise ValueError(f"steps must be a whole number from 1; got {steps!r}")
+        if not isinstance(moves, Moves): raise TypeError(f"moves must be Moves(…); got {moves!r}")
         self.sparsity, self.steps, self.topology, self.group = sparsity, steps, topology, group
         self.moves, self.seed, self.scores = moves, seed, {}
 
@@ -250,8 +273,9 @@ def topology_of(run # with "sparsity" in its options
     "The hook of a run that is sparse from scratch."
     own = dict(run.options)
     moves = {k: own[k] for k in ("regrow", "p", "anneal", "until") if k in own}
-    until = moves.get("until", Moves.until)
-    every = max(1, int(until * run.steps / own.get("updates", UPDATES)))
+    until, updates = moves.get("until", Moves.until), own.get("updates", UPDATES)
+    if not _is_whole(updates): raise ValueError(f"updates must be a whole number from 1; got {updates!r}")
+    every = max(1, int(until * run.steps / updates))
     kinds = {k: own[k] for k in ("topology", "group") if k in own}
     return Topology(own["sparsity"], run.steps, moves=Moves(every=every, **moves), seed=run.seed, **kinds)
 

@@ -19,7 +19,7 @@ from .figures import Shown
 from .files import figures_dir
 from .pairs import CONTRADICTED, EQUAL, LEVEL, VERDICTS, number_of
 from .records import has_record
-from .rules import floor, judge
+from .rules import judge
 from .run import runs_of
 from .verdicts import FID, LOSS, Lacks, Records, control_warning, records_of
 
@@ -126,14 +126,17 @@ def verdict_counts(ledger:Ledger)->pd.DataFrame: # a row per scale and verdict
     return pd.DataFrame(rows)
 
 # %% ../nbs/35a_ledger.ipynb #71abfa43
-def _measured(d):
-    first, seeds = d.rows.iloc[0], number_of(d.seeds, "seed")
+def _extractor(rows): # of records that share one
+    first = rows.iloc[0]
     drawn = f"{first.n_samples:,} samples ({first.sampler}, EMA weights) against {first.n_reference:,} real images"
-    fid = f"FID means extractor {first.extractor}, {drawn}, mean ± standard deviation over {seeds}"
-    held_out = f"held-out loss: mean of {first.get('held_out_n', 0):,.0f} at each of ten times"
+    return f"extractor {first.extractor}, {drawn} (real images against real: {rows.fid_floor.max():.2f})"
+
+def _measured(d):
+    by = [_extractor(rows) for _, rows in d.rows.groupby("extractor", sort=False)]
+    fid = f"FID means {' or '.join(by)}, mean ± standard deviation over {number_of(d.seeds, 'seed')}"
+    held_out = f"held-out loss: mean of {d.rows.iloc[0].get('held_out_n', 0):,.0f} at each of ten times"
     loss = held_out if "held_out_n" in d.rows else "no held-out loss"
-    said = f"Scale {d.scale}: {fid}; real images against real: {floor(d):.2f}; {loss}"
-    return " ".join(filter(None, [said, control_warning(d)]))
+    return " ".join(filter(None, [f"Scale {d.scale}: {fid}; {loss}", control_warning(d)]))
 
 def counts_text(counts:dict)->str: # {verdict: n}, such as "holds: 17, contradicted: 9, …"
     return ", ".join(f"{verdict}: {n}" for verdict, n in counts.items())

@@ -8,7 +8,7 @@ __all__ = ['CURVE', 'RADIUS', 'PARTS', 'SPACING', 'MOST', 'COMPONENTS', 'svg_str
            'components', 'KanjiCNN', 'train_kanji_cnn']
 
 # %% ../nbs/22_strokes.ipynb #22s00003
-import json, math, re, xml.etree.ElementTree as ET
+import json, math, re, warnings, xml.etree.ElementTree as ET
 from collections import Counter
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -82,6 +82,7 @@ def to_sequence(strokes, # arrays (n, 2)
     spacing:float=.1, # between points, in units of the radius
     )->Tensor: # (T, 3) float32: x, y, and 1 at the end of a stroke
     "A drawing as the network sees it; `ValueError` if nothing is drawn."
+    if not spacing > 0: raise ValueError(f"spacing must be above 0; got {spacing!r}")
     strokes = _check_strokes(strokes)
     if not strokes: raise ValueError("nothing is drawn: no stroke has two points")
     points = np.concatenate(strokes)
@@ -97,9 +98,24 @@ def to_sequence(strokes, # arrays (n, 2)
 def to_strokes(sequence:Tensor, # (T, 3), as of `to_sequence` or generated
     )->list: # arrays (n, 2)
     "Cut a sequence where the pen is lifted."
+    if sequence.dim() != 2 or sequence.shape[1] != 3: raise ValueError(f"(T, 3) expected; got {tuple(sequence.shape)}")
     ends = (sequence[:, 2] > .5).nonzero().flatten().tolist()
     parts = np.split(sequence[:, :2].numpy(), [e + 1 for e in ends])
     return [p for p in parts if len(p)]
+
+# %% ../nbs/22_strokes.ipynb #c35247b5
+def _check_points(x, mask):
+    if x.dim() != 3 or x.shape[2] != 3: raise ValueError(f"points must be (N, T, 3): x, y, pen; got {tuple(x.shape)}")
+    if mask is None: return
+    if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+        raise ValueError(f"mask must be bool {tuple(x.shape[:2])}; got {mask.dtype} {tuple(mask.shape)}")
+    if not torch.equal(mask, torch.arange(x.shape[1], device=mask.device) < mask.sum(1, keepdim=True)):
+        raise ValueError("mask must be True from the first point of a drawing to its last, and False after it")
+
+def _distance(points, a, b): # of each point to the nearest of the segments a … b
+    along, offset = b - a, points[:, None] - a
+    t = ((offset * along).sum(-1) / along.square().sum(-1).clamp(min=1e-12)).clamp(0, 1)
+    return (offset - t[..., None] * along).norm(dim=-1).min(1).values
 
 # %% ../nbs/22_strokes.ipynb #22s0000c
 def rasterise(x:Tensor, # (N, T, 3) sequences
@@ -108,6 +124,9 @@ def rasterise(x:Tensor, # (N, T, 3) sequences
     width:float=1.6, # of a line, in pixels
     )->Tensor: # (N, 1, size, size) uint8, white on black
     "Draw sequences."
+    _check_points(x, mask)
+    if not x[mask].isfinite().all(): raise ValueError("points have coordinates that are not finite")
+    if not size >= 8 or not width > 0: raise ValueError(f"size must be at least 8, width above 0; got {size}, {width}")
     scale, images = (size / 2 - 1 - width / 2) / RADIUS, []
     centre = torch.arange(size) + .5
     grid = torch.stack(torch.meshgrid(centre, centre, indexing="xy"), -1).view(-1, 2)   # of pixels: x, y
@@ -120,15 +139,11 @@ def rasterise(x:Tensor, # (N, T, 3) sequences
     if not images: return torch.empty(0, 1, size, size, dtype=torch.uint8)
     return (255 * torch.stack(images)).round().to(torch.uint8)
 
-def _distance(points, a, b): # of each point to the nearest of the segments a … b
-    along, offset = b - a, points[:, None] - a
-    t = ((offset * along).sum(-1) / along.square().sum(-1).clamp(min=1e-12)).clamp(0, 1)
-    return (offset - t[..., None] * along).norm(dim=-1).min(1).values
-
 # %% ../nbs/22_strokes.ipynb #22s00011
 def padded(sequences:list # (T, 3) each
     )->tuple: # (N, T, 3) values, 0 where nothing is, and (N, T) bool: what is there
     "Sequences of several lengths as one tensor."
+    if not sequences: raise ValueError("there is no sequence")
     n = torch.tensor([len(s) for s in sequences])
     mask = torch.arange(int(n.max())) < n[:, None]
     values = torch.zeros(*mask.shape, 3)
@@ -169,9 +184,10 @@ def kanji(split:str="train", # "train", "test" or "others"
     most:int=160, # points; characters with more are left out
     )->States: # (N, T, 3) with their mask
     "Chinese characters as sequences."
+    if split not in PARTS: raise ValueError(f"split must be one of {', '.join(PARTS)}; got {split!r}")
     part = [s for i, s in enumerate(_kanji(spacing)) if i % 10 in PARTS[split] and len(s) <= most]
-    values, mask = padded(part)
-    return States(values, mask, "kanji", split)
+    if not part: raise ValueError(f"no character has at most {most} points")
+    return States(*padded(part), "kanji", split)
 
 # %% ../nbs/22_strokes.ipynb #22s00018
 def _drawing_of(line): # strokes of one line
@@ -184,6 +200,7 @@ def read_ndjson(path, # file with a drawing in each line
     skip_broken:bool=False, # count lines that cannot be read, rather than stop
     )->tuple: # sequences, and the number of lines that were left out as broken
     "Drawings of QuickDraw, as sequences; those with too many points are left out."
+    if first is not None and not first >= 1: raise ValueError(f"first must be at least 1, or None; got {first!r}")
     found, broken = [], 0
     with open(path, encoding="utf-8") as lines:
         for i, line in enumerate(lines, 1):
@@ -194,7 +211,7 @@ def read_ndjson(path, # file with a drawing in each line
                 broken += 1
             else:
                 if len(sequence) <= most: found.append(sequence)
-    if not found: raise ValueError(f"{path} has no drawing" + (f"; {broken} lines are broken" if broken else ""))
+    if not found: raise ValueError(f"{path} has no drawing of at most {most} points; {broken} lines are broken")
     return found, broken
 
 # %% ../nbs/22_strokes.ipynb #ed4a0753
@@ -203,12 +220,19 @@ def sketches(path, # a file of ndjson, or a folder of them, one for each categor
     spacing:float=.1, most:int=160, first:int=None, skip_broken:bool=False, # as for `read_ndjson`, of each file
     )->States:
     "QuickDraw or VMNIST as a data set."
+    if split not in ("train", "test"): raise ValueError(f"split must be train or test; got {split!r}")
     path = Path(path)
     files = sorted(path.glob("*.ndjson")) if path.is_dir() else [path]
     if not path.exists() or not files:
         raise FileNotFoundError(f"no drawings at {path}: neither a file nor *.ndjson in it")
-    read = [s for f in files for s in read_ndjson(f, spacing, most, first, skip_broken)[0]]
-    return States(*padded([s for i, s in enumerate(read) if (i % 10 == 1) == (split == "test")]), path.stem, split)
+    drawings = []
+    for file in files:
+        found, broken = read_ndjson(file, spacing, most, first, skip_broken)
+        if broken: warnings.warn(f"{file}: {broken} lines are broken, and left out", stacklevel=2)
+        drawings += found
+    part = [s for i, s in enumerate(drawings) if (i % 10 == 1) == (split == "test")]
+    if not part: raise ValueError(f"{len(drawings)} drawings at {path}: none of them is for {split}")
+    return States(*padded(part), path.stem, split)
 
 # %% ../nbs/22_strokes.ipynb #22s00013
 class _BothWays(nn.Module):
@@ -220,6 +244,7 @@ class _BothWays(nn.Module):
     def both_ways(self, h, mask): # (B, T, features) → (B, T, 2 · width)
         if mask is None: return self.gru(h)[0]
         lengths = mask.sum(1).cpu()
+        if not lengths.all(): raise ValueError("each drawing must have a point; a row of the mask has none")
         packed = pack_padded_sequence(h, lengths, batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=h.shape[1])[0]
 
@@ -248,12 +273,14 @@ class ChiroNet(_BothWays):
         timesteps:Tensor, # (B,) model times
         mask:Tensor=None, # (B, T) bool: which points are there, from the first on; None: all
         )->Tensor: # (B, T, 3) predicted noise; 0 where no point is
+        _check_points(x, mask)
         e = self.embed(timesteps.to(x.dtype))[:, None].expand(-1, x.shape[1], -1)
         velocity = x[..., :2].diff(dim=1, prepend=torch.zeros_like(x[:, :1, :2]))
         h = self.both_ways(torch.cat([x, velocity, e], dim=-1), mask)
         y = self.final(torch.cat([self.out(h), e], dim=-1))
         return y if mask is None else y * mask[..., None]
 
+# %% ../nbs/22_strokes.ipynb #22s0002c
 PROCESSES.add(Steps("chiro", betas=linear_betas, beta=(1e-4, .02), T=35))   # of its released configuration
 FAMILIES.add(Family("chiro", ChiroNet, process="chiro", loss="strokes"))
 PRESETS.add(dict(kind="chiro", width=96, layers=3), "chiro")
@@ -279,6 +306,7 @@ def _lengths(): return kanji("train", SPACING, MOST).mask.sum(1)
 def stroke_masks(n:int, # drawings
     seed:int=0)->dict: # {"mask": (n, MOST) bool}, an argument of the network
     "Lengths of drawings to generate, drawn from those of the training set."
+    if not n >= 1: raise ValueError(f"n must be at least 1; got {n!r}")
     pick = torch.randint(len(_lengths()), (n,), generator=torch.Generator().manual_seed(seed))
     return dict(mask=torch.arange(MOST) < _lengths()[pick][:, None])
 

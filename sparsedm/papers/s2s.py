@@ -6,7 +6,7 @@
 __all__ = ['NAMED_HERE', 'NETS', 'S2S', 'SPARSITIES', 'LEARNED', 'HIGH', 'MADE_ANEW', 'EVALUATIONS', 'COMPARED', 'KIND',
            'SCRATCH', 'BETWEEN', 'PAPER_S2S', 'declare', 'sparse', 'sparsities', 'sparsity_runs', 'swept', 'p_runs',
            'topology_runs', 'resampled', 'steps_runs', 'longer_runs', 'table', 'kept_weights', 'costs', 'with_options',
-           'cost_columns', 'measured_seconds', 'peaks']
+           'cost_columns', 'measured_seconds', 'seconds_columns', 'peaks']
 
 # %% ../../nbs/41_s2s.ipynb #41s00003
 from dataclasses import replace
@@ -159,15 +159,18 @@ def cost_columns()->dict: # heading → function of a group of rows, for `figure
             "… of training": ratio("training")}
 
 # %% ../../nbs/41_s2s.ipynb #6beda428
-SCRATCH = {"uvit-s-cifar10": "U-ViT small, 44 M", "ldm-vq4": "Latent UNet of the paper, 274 M",
-           "fashion-ldm": "Latent UNet of the runs, 0.7 M"}   # networks that were timed
+SCRATCH = {   # networks that were timed
+    "uvit-s-cifar10": "U-ViT small, 44 M", "ldm-vq4": "Latent UNet, paper, 274 M",
+    "fashion-ldm": "Latent UNet here, 0.7 M", "digits-ldm": "Latent UNet here, 0.2 M",
+}
 BETWEEN = 100   # steps between updates, as RigL has it
 _UPDATED = {"rigl": "gradient", "magran": "random"}
 
 def _ratios(training, sampling, update, zeros): # each form → median seconds
     fastest = lambda forms: min(s for form, s in forms.items() if form.startswith("dense"))
     dense, step, found = fastest(training), training[zeros], {}
-    own = {"static": 0., **{m: update[f"{zeros}, update, {how}"] / update[zeros] - 1 for m, how in _UPDATED.items()}}
+    timed = {m: update[f"{zeros}, update, {how}"] for m, how in _UPDATED.items() if zeros in update}
+    own = {"static": 0., **{m: seconds / update[zeros] - 1 for m, seconds in timed.items()}}
     for m, steps in own.items():
         found[m] = dense / (step * (1 + steps / BETWEEN))
         found[f"{m}_update"] = steps
@@ -177,16 +180,28 @@ def _ratios(training, sampling, update, zeros): # each form → median seconds
 _TIMED = "data/records/speed/scratch"
 
 def measured_seconds()->pd.DataFrame: # device, network, zeros, step, sampling; of each method training, update
-    "What `bench/scratch` timed: seconds of a step, ratios to the fastest dense form, updates in steps."
+    "What `bench/scratch` timed: seconds of a step, ratios to the fastest dense form, updates in steps; NaN: untimed."
     rows, found = cpu_speed(_TIMED), []
     if rows.empty: raise ValueError(f"no CPU has been timed, {_TIMED} is empty: nbs/bench/scratch.ipynb does it")
     for (device, network), own in rows.groupby(["device", "name"], sort=False):
         kinds = ("training", "sampling", "update")
         parts = [own[own.kind == kind].set_index("form").seconds.to_dict() for kind in kinds]
-        if not all(parts): continue   # not all of it was timed yet
+        if not all(parts): continue   # the bench was stopped before
         at = [form for form in parts[0] if form.endswith("%")]
         found += [dict(device=device, network=network, zeros=z, **_ratios(*parts, z)) for z in at]
     return pd.DataFrame(found)
+
+def seconds_columns()->dict: # heading → function of a group of rows with a `sparsity`, for `figures.summary`
+    "How many times as fast as dense, measured; – where no sparse kernel was timed, as for recurrent layers."
+    times = measured_seconds()
+    def ratio(group, what):
+        first = group.iloc[0]
+        own = times[times.network == first.model]
+        if len(own) and not first.sparsity: return "1.00 ×"
+        timed = own[own.zeros == f"{first.sparsity:.0%}"]
+        return f"{timed.iloc[0][what]:.2f} ×" if len(timed) else "–"
+    return {"Training, measured": lambda group: ratio(group, group.method.iloc[0]),
+            "Sampling, measured": lambda group: ratio(group, "sampling")}
 
 def peaks()->dict: # network → {"dense" or zeros: (bytes at the peak, parameters)}
     "The memory that `bench/scratch` measured."
