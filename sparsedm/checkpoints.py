@@ -14,10 +14,9 @@ import torch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from torch import nn, Tensor
-from torch.nn.utils import parametrize
 from .files import atomic_write
 from .models import build_from_config
-from .ste import NMSparse, sparse_layers, sparsity_of
+from .ste import NMSparse, dense_names, make_sparse_, sparse_layers, sparsity_of
 
 # %% ../nbs/28a_checkpoints.ipynb #fde26418
 def tensors_sha(tensors:dict # name → tensor on the CPU
@@ -98,7 +97,7 @@ def load_state(model:nn.Module, # changed in place
     path, # where it is from, for the message
     )->nn.Module: # the same model
     "Load strictly; the error names the file and the first names that differ."
-    want = model.state_dict()
+    want, state = model.state_dict(), dense_names(state)
     wrong = sorted(set(want) ^ set(state)) + [k for k in want if k in state and want[k].shape != state[k].shape]
     if wrong:
         some = ", ".join(wrong[:3])
@@ -129,6 +128,5 @@ def load_model(path, # a file written by `save_model`
     model = build_from_config(meta["model"])
     for name, (pattern, estimator, lambda_w) in meta["sparse"].items():   # layer by layer: they may differ
         layer = model.get_submodule(name)
-        sparse = NMSparse(layer.weight, pattern, estimator, lambda_w)
-        parametrize.register_parametrization(layer, "weight", sparse, unsafe=True)
+        make_sparse_(layer, NMSparse(layer.weight, pattern, estimator, lambda_w))
     return load_state(model, state, path).eval()

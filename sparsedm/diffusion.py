@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 from .declare import PROCESSES, SAMPLERS
+from .ste import computed_once
 
 _all_ = ["PROCESSES", "SAMPLERS"]
 
@@ -531,7 +532,7 @@ def _sampling(model):
     modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
     try:
         if modes: model.eval()
-        with torch.no_grad(), parametrize.cached(): yield
+        with torch.no_grad(), parametrize.cached(), computed_once(): yield
     finally:
         for m, mode in modes: m.training = mode
 

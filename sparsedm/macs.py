@@ -150,7 +150,7 @@ def _row(name, m, shapes, pattern, everywhere):
     counts[rule.column] = sum(rule.count(m, shape) for shape in shapes)
     macs, extra = counts["macs"], counts["elementwise"]
     rules = dict(paper=macs * everywhere + extra, code=macs * _share(pattern) + extra)
-    return dict(layer=name, type=type(m).__name__.removeprefix("Parametrized"), **counts, attention=0,
+    return dict(layer=name, type=getattr(m, "dense_class", type(m)).__name__, **counts, attention=0,
                 sparse=bool(pattern), pattern=pattern, **rules)
 
 def _attention_row(name, macs):

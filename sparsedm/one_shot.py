@@ -21,7 +21,7 @@ from .declare import CODECS, DATASETS, PREPARE
 from .diffusion import draw_times, predict, q_sample
 from .masking import nm_mask, parse_pattern
 from .models import Attention, Mlp
-from .ste import LAYERS, check_dense, dense_weight, sparse_layers, sparsify_, sparsity_of
+from .ste import LAYERS, check_dense, sparse_layers, sparsify_, sparsity_of
 
 # %% ../nbs/04_one_shot.ipynb #02ded679
 def _flat(w): # (out, in, *kernel) → (out, kernel·in)
@@ -163,11 +163,12 @@ def one_shot_(model:nn.Module, # trained and dense; changed in place
     names = list(sparse_layers(make(copy.deepcopy(model))))   # errors come here, before anything changes
     if choose is None: return make(model)
     H = _second_moments(model, names, images, n, seed, encode, process)
-    for name, layer in sparse_layers(make(model)).items():
-        w, kept = dense_weight(layer), sparsity_of(layer).mask
+    weights, chosen = {name: model.get_submodule(name).weight for name in names}, {}
+    for name, w in weights.items():
         new, mask = choose(_flat(w).double(), H[name], pattern, damping)
-        w.copy_(_unflat(new, w.shape))
-        kept.copy_(_unflat(mask, w.shape))
+        chosen[name] = _unflat(new, w.shape).to(w.dtype), _unflat(mask, w.shape)
+    for name, (new, mask) in chosen.items(): weights[name].copy_(new.masked_fill(~mask, 0.))
+    for name, layer in sparse_layers(make(model)).items(): sparsity_of(layer).mask.copy_(chosen[name][1])
     return model
 
 # %% ../nbs/04_one_shot.ipynb #c5d90e17

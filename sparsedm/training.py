@@ -21,7 +21,7 @@ from .checkpoints import describe, load_state, load_tensors, save_tensors
 from .data import Images, States, batch_indices, batch_states, random_flip, to_float
 from .declare import LOSSES
 from .diffusion import draw_times, noise_loss
-from .ste import DECAYS, add_masked_decay_
+from .ste import DECAYS, add_masked_decay_, dense_names
 
 # %% ../nbs/27_training.ipynb #a1464a59
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def save_checkpoint(path, # .safetensors file to write
         tensors |= {f"hook.{i}.{k}": v for k, v in kept.items()}
     return save_tensors(path, tensors, facts)
 
-# %% ../nbs/27_training.ipynb #69b3fdc3
+# %% ../nbs/27_training.ipynb #27ord001
 def _check_recipe(path, meta, recipe):
     "Refuse a checkpoint of another run, with the first difference."
     for part, now in recipe.items():
@@ -197,6 +197,11 @@ def _check_recipe(path, meta, recipe):
             was, is_now = then.get(differ[0]), now.get(differ[0])
             raise ValueError(f"{path} belongs to another run: {part} {differ[0]} was {was!r}, now {is_now!r}")
 
+def _check_order(path, state):
+    if dense_names(state).keys() == state.keys(): return
+    raise ValueError(f"{path} is of an earlier version, which had the optimizer's weights in another order; delete it")
+
+# %% ../nbs/27_training.ipynb #69b3fdc3
 def _part(state, prefix): return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 def load_checkpoint(path, # a file written by `save_checkpoint`
@@ -206,6 +211,7 @@ def load_checkpoint(path, # a file written by `save_checkpoint`
     state, meta = load_tensors(path)
     if "step" not in meta or "losses" not in state: raise ValueError(f"{path} is not a checkpoint of a training")
     _check_recipe(path, meta, now.recipe)
+    _check_order(path, state)
     load_state(now.model, _part(state, "model."), path)
     load_state(now.ema, _part(state, "ema."), path)
     moments = {}
