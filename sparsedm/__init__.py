@@ -5,6 +5,7 @@ import importlib, sys
 
 _HERE = {   # name: the module it lives in
     "sparsify_": "ste", "bake_": "ste", "sparsity_report": "ste", "add_masked_decay_": "ste",
+    "sparsify_like_": "like", "sparsify_zeros_": "like",
     "transfer_loss": "transfer", "one_shot_": "one_shot",
     "accelerate_": "accelerate", "explain": "accelerate", "save_packed": "packing", "load_packed": "packing",
     "build_model": "models", "sample": "diffusion", "train": "training", "TrainConfig": "training",

@@ -9,7 +9,7 @@ __all__ = ['check_switchable', 'SwitchPatterns']
 from torch import nn
 from .declare import HOOKS, SCHEDULES, Hook
 from .masking import parse_pattern, why_dense
-from .ste import dense_weight, sparse_layers, sparsity_of
+from .ste import dense_weight, note_, sparse_layers, sparsity_of
 
 # %% ../nbs/05_progressive.ipynb #ab407b38
 _SCHEDULES = {"31:32": ("31:32", "15:16", "7:8", "3:4", "2:4"), "7:8": ("7:8", "6:8", "5:8", "4:8", "2:4")}
@@ -39,6 +39,7 @@ class _Stages:
         for network in (self.model, self.ema):
             for layer in sparse_layers(network).values():
                 sparsity_of(layer).pattern = self.patterns[0 if self.released else stage]
+            note_(network)
 
     def freeze(self):
         "Keep the EMA of the first call; put it back at every other."

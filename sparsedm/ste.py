@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ESTIMATORS', 'DECAYS', 'LAYERS', 'NMSparse', 'dense_names', 'SparseLayer', 'make_sparse_', 'computed_once',
            'sparsity_of', 'sparse_layers', 'dense_weight', 'check_dense', 'check_baked', 'add_masked_decay_',
-           'weight_layers', 'sparsify_', 'sparsity_report', 'bake_']
+           'weight_layers', 'sparsity_config', 'note_', 'sparsify_', 'sparsity_report', 'bake_']
 
 # %% ../nbs/01_ste.ipynb #2f9c25b4
 import math, warnings, weakref
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pandas as pd
 import torch
 from torch import nn, Tensor
+from . import __version__
 from .declare import PREPARE
 from .masking import kernels_for, nm_mask, nm_weight, parse_pattern, why_dense
 
@@ -321,6 +322,25 @@ def _fitting(model, pattern, selected):
     why = "; ".join(some) or "no Linear or Conv layer is selected"
     raise ValueError(f"nothing to make {pattern} sparse in {type(model).__name__} ({why})")
 
+# %% ../nbs/01_ste.ipynb #01ste021
+def sparsity_config(model:nn.Module # sparse, or not any more
+    )->dict: # version, and groups of layers with pattern, estimator and λ_W
+    "How a model is sparse, in terms of JSON."
+    groups = {}
+    for name, layer in sparse_layers(model).items():
+        s = sparsity_of(layer)
+        groups.setdefault((s.pattern, s.estimator, s.lambda_w), []).append(name)
+    facts = [dict(pattern=p, estimator=e, lambda_w=w, layers=names) for (p, e, w), names in groups.items()]
+    return dict(version=__version__, groups=facts)
+
+def note_(model, **facts): # facts: such as baked=True
+    "Keep its `sparsity_config` in the configuration of each part that has one."
+    for part in model.modules():
+        config = sparsity_config(part) | facts
+        if not config["groups"]: continue
+        if hasattr(part, "register_to_config"): part.register_to_config(_sparsedm=config)
+        elif hasattr(getattr(part, "config", None), "to_dict"): part.config.sparsedm = config
+
 # %% ../nbs/01_ste.ipynb #8390c04c
 def _users(model):
     "Id of a parameter → names of the modules that have it."
@@ -329,7 +349,7 @@ def _users(model):
         for p in module._parameters.values(): users.setdefault(id(p), []).append(name)
     return users
 
-def _check_weights(model, layers):
+def check_weights(model, layers):
     "`ValueError` for a layer whose weight cannot be replaced by another."
     users = _users(model)
     for name, layer in layers.items():
@@ -357,9 +377,10 @@ def sparsify_(model:nn.Module, # changed in place
         raise ValueError(f"layers must be one of {', '.join(LAYERS)}; got {layers!r}")
     check_dense(model, "sparsify_")
     fitting = _fitting(model, pattern, filter_fn or LAYERS[layers])
-    _check_weights(model, fitting)
+    check_weights(model, fitting)
     for layer in fitting.values():
         make_sparse_(layer, NMSparse(layer.weight, pattern, estimator, lambda_w))
+    note_(model)
     return model
 
 # %% ../nbs/01_ste.ipynb #ca15017c
@@ -411,6 +432,7 @@ def bake_(model:nn.Module # a sparsified model
         if not torch.isfinite(dense_weight(layer)).all(): raise ValueError(f"{name}.weight has non-finite values")
         if type(layer) is not _sparse_class(layer.dense_class):
             raise ValueError(f"{name} is a {type(layer).__name__}: take the model out of what wraps its layers first")
+    note_(model, baked=True)
     for layer in layers.values():
         w = dense_weight(layer)
         w.data = layer.sparsity(w)
