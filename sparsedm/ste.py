@@ -21,9 +21,12 @@ from .masking import kernels_for, nm_mask, nm_weight, parse_pattern, why_dense
 class _StraightThrough(torch.autograd.Function):
     "W̃ = W ⊙ mask forward; identity backward, so dL/dW := g(W̃) (Eq. 6)."
     @staticmethod
-    def forward(ctx, w, pattern): return nm_weight(w, pattern)
+    def forward(ctx, w, pattern): return _laid_out(nm_weight(w, pattern), w)
     @staticmethod
     def backward(ctx, grad): return grad, None
+
+def _laid_out(x, w): # in memory, as w is: channels last stays
+    return x if w.is_contiguous() else torch.empty_like(w, dtype=x.dtype).copy_(x)
 
 # %% ../nbs/01_ste.ipynb #3c64ee88
 ESTIMATORS = ("ste", "improved", "fixed")
@@ -40,7 +43,7 @@ class NMSparse(nn.Module):
         self.pattern, self.estimator = pattern, estimator
         self.lambda_w = lambda_w if estimator == "improved" else 0.
         self._decay = None   # weak reference to an optimizer, set by add_masked_decay_
-        if estimator == "fixed": self.register_buffer("mask", nm_mask(w, pattern), persistent=False)
+        if estimator == "fixed": self.register_buffer("mask", _laid_out(nm_mask(w, pattern), w), persistent=False)
 
     def forward(self, w):
         if self.estimator == "fixed": return torch.where(self.mask, w, 0.)
@@ -101,8 +104,9 @@ def _check_parameter(name, w):
     if w is None:
         raise ValueError(f"{name} is computed by something else, such as weight_norm; remove that first")
     if type(w).__name__ in ("Parameter", "DTensor") and w.dtype in _FLOATS and not w.is_meta: return
+    hint = "bring it there first" if w.is_meta else "quantize after bake_"
     raise ValueError(f"{name} must be a plain parameter of floating-point numbers in memory; got "
-                     f"{type(w).__name__}, {w.dtype} on {w.device}; quantize after bake_")
+                     f"{type(w).__name__}, {w.dtype} on {w.device}; {hint}")
 
 class _Stored:
     "Loads what a dense layer would, and what earlier versions wrote."
@@ -140,7 +144,8 @@ class SparseLayer(_Stored):
     def weight(self)->Tensor: # W̃
         dense = self._parameters["weight"]
         if torch.compiler.is_compiling(): return self.sparsity(dense)
-        if hasattr(dense, "to_local") and not self._inside: return dense   # FSDP looks for its own parameter here
+        elsewhere = dense.is_meta or hasattr(dense, "to_local")   # offloaded, sharded: who did that looks for it
+        if elsewhere and not self._inside: return dense
         try: w = self.sparsity(dense) if _known is None else _once(self)
         except AttributeError as e: raise RuntimeError(f"no sparse weight: {e}") from e   # else Module gives W
         return w if self._inside else w.as_subclass(_Computed)
@@ -256,6 +261,7 @@ def _settings(optimizer):
 
 def _decaying_in(optimizer, model):
     "(dense weight, NMSparse) of those that the optimizer trains."
+    if not sparse_layers(model): raise ValueError(f"{type(model).__name__} has no sparse layers; call sparsify_ first")
     decaying, trained = _decaying(model), _settings(optimizer)
     found = [(w, sparsity) for w, sparsity in decaying if id(w) in trained]
     if decaying and not found: raise ValueError("the optimizer holds none of the model's improved-STE weights")
@@ -429,13 +435,14 @@ def bake_(model:nn.Module # a sparsified model
     layers = sparse_layers(model)
     if not layers: raise ValueError(f"{type(model).__name__} has no sparse layers to bake; call sparsify_ first")
     for name, layer in layers.items():
+        _check_parameter(f"{name}.weight", dense_weight(layer))
         if not torch.isfinite(dense_weight(layer)).all(): raise ValueError(f"{name}.weight has non-finite values")
         if type(layer) is not _sparse_class(layer.dense_class):
             raise ValueError(f"{name} is a {type(layer).__name__}: take the model out of what wraps its layers first")
     note_(model, baked=True)
     for layer in layers.values():
         w = dense_weight(layer)
-        w.data = layer.sparsity(w)
+        w.data = torch.empty_like(w).copy_(layer.sparsity(w))   # laid out in memory as it was
         layer.__class__ = layer.dense_class
         del layer.sparsity
     return model

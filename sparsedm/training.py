@@ -21,7 +21,7 @@ from .checkpoints import describe, load_state, load_tensors, save_tensors
 from .data import Images, States, batch_indices, batch_states, random_flip, to_float
 from .declare import LOSSES
 from .diffusion import draw_times, noise_loss
-from .ste import DECAYS, add_masked_decay_, dense_names
+from .ste import DECAYS, add_masked_decay_, dense_names, sparse_layers
 
 # %% ../nbs/27_training.ipynb #a1464a59
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ class MaskedDecay:
     "λ_W of Eq. 9 in each step; `train` has it always, and it does nothing for models without improved STE."
     def __init__(self, at:str="gradient"): # see `ste.add_masked_decay_`
         self.at = at
-    def attach(self, model, optimizer, ema): add_masked_decay_(optimizer, model, self.at)
+    def attach(self, model, optimizer, ema):
+        if sparse_layers(model): add_masked_decay_(optimizer, model, self.at)
 
 # %% ../nbs/27_training.ipynb #349a8482
 @dataclass

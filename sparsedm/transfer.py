@@ -13,6 +13,7 @@ from torch import nn
 from .data import Images
 from .declare import LOSSES
 from .diffusion import predict, q_sample, sample, target, to_uint8
+from .ste import check_dense
 
 # %% ../nbs/02_transfer.ipynb #6b0f2a11
 def _check_weights(lambda_teacher, lambda_noise):
@@ -38,6 +39,7 @@ def transfer_loss(
     )->Callable: # a loss (student, x_0, t, noise, cond=None, mask=None) → scalar, for `training.train`
     "The loss of Eq. 11: match the dense teacher and the true noise at the same (x_t, t)."
     _check_weights(lambda_teacher, lambda_noise)
+    check_dense(teacher, "transfer_loss")
     teacher.eval().requires_grad_(False)
 
     def loss(student, x0, t, noise, cond=None, mask=None):

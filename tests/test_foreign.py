@@ -110,6 +110,16 @@ def test_quantized_layers_are_refused_before_and_after():
     quantize(bake_(net()))
 
 
+@pytest.mark.parametrize("estimator", ["ste", "improved", "fixed"])
+def test_an_offloaded_model_says_the_same(estimator):
+    from accelerate import cpu_offload
+    model, x = net(estimator).eval(), torch.randn(4, 16)
+    before = model(x, x)["logits"]
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert torch.equal(model(x, x)["logits"], before)
+    with pytest.raises(ValueError, match="first.weight must be .* on meta; bring it there first"): bake_(model)
+
+
 def test_pickled_and_copied_models_are_their_own(tmp_path):
     model = net("fixed")
     torch.save(model, tmp_path/"it.pt")
