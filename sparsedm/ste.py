@@ -47,7 +47,7 @@ class NMSparse(nn.Module):
 
     def forward(self, w):
         if self.estimator == "fixed": return torch.where(self.mask, w, 0.)
-        training = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        training = self.training and w.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if training and self.lambda_w and not self.decay_attached:
             message = "improved STE: λ_W acts in the optimizer; call add_masked_decay_(optimizer, model)"
             warnings.warn(message, stacklevel=2)
@@ -313,9 +313,15 @@ LAYERS = {
 
 def weight_layers(model:nn.Module # any model
     )->dict: # fully qualified name → layer
-    "The layers that could be sparse: every Linear, Conv1d and Conv2d."
-    kinds = nn.Linear, nn.Conv1d, nn.Conv2d
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    "The layers that could be sparse: every Linear, Conv1d and Conv2d, but for adapters."
+    kinds, adapters = (nn.Linear, nn.Conv1d, nn.Conv2d), _adapters(model)
+    found = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    return {name: m for name, m in found.items() if m not in adapters}
+
+def _adapters(model): # PEFT wraps a layer, as `base_layer`, beside its small ones
+    wrappers = [m for m in model.modules() if isinstance(getattr(m, "base_layer", None), nn.Module)]
+    beside = [child for m in wrappers for child in m.children() if child is not m.base_layer]
+    return {part for child in beside for part in child.modules()}
 
 def _fitting(model, pattern, selected):
     "The layers that `selected(module, fqn)` and whose shape can carry the pattern; `ValueError` if there are none."

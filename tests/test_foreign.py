@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from sparsedm.like import keep_zeros
 from sparsedm.ste import add_masked_decay_, bake_, dense_weight, sparse_layers, sparsify_
 
 lightning, peft, transformers = (pytest.importorskip(name) for name in ("lightning", "peft", "transformers"))
@@ -86,6 +87,19 @@ def test_an_adapter_is_not_merged_into_a_sparse_layer(how):
     assert torch.equal(weights(adapted), before)
 
 
+def test_an_adapter_is_merged_into_a_baked_model_within_keep_zeros():
+    baked = bake_(net())
+    there = baked.first.weight != 0
+    adapted = peft.get_peft_model(baked, peft.LoraConfig(**ADAPTER))
+    with keep_zeros(adapted): merged = adapted.merge_and_unload(safe_merge=True)
+    assert torch.equal(merged.first.weight != 0, there)
+
+
+def test_adapters_that_were_there_before_stay_dense():
+    adapted = sparsify_(peft.get_peft_model(Net(), peft.LoraConfig(**ADAPTER)))
+    assert [name.rpartition(".")[2] for name in sparse_layers(adapted)] == ["base_layer"] * 2
+
+
 def test_an_adapter_trains_beside_sparse_layers(pairs):
     adapted = peft.get_peft_model(net("fixed"), peft.LoraConfig(**ADAPTER))
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
@@ -134,6 +148,7 @@ import sys, torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 sys.path.insert(0, "tests")
 from test_foreign import net
+from sparsedm.like import keep_zeros
 from sparsedm.ste import add_masked_decay_
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
