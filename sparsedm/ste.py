@@ -47,10 +47,7 @@ class NMSparse(nn.Module):
 
     def forward(self, w):
         if self.estimator == "fixed": return torch.where(self.mask, w, 0.)
-        training = self.training and w.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if training and self.lambda_w and not self.decay_attached:
-            message = "improved STE: λ_W acts in the optimizer; call add_masked_decay_(optimizer, model)"
-            warnings.warn(message, stacklevel=2)
+        if self.lambda_w and self.training and w.requires_grad and torch.is_grad_enabled(): _remind(self)
         return _StraightThrough.apply(w, self.pattern)
 
     @property
@@ -59,6 +56,11 @@ class NMSparse(nn.Module):
     def __getstate__(self): return {**self.__dict__, "_decay": None}   # a copy has no optimizer
 
 # %% ../nbs/01_ste.ipynb #c80c69b5
+@torch.compiler.assume_constant_result   # so that it runs while a model is compiled, too
+def _remind(sparsity):
+    if sparsity.decay_attached: return
+    warnings.warn("improved STE: λ_W acts in the optimizer; call add_masked_decay_(optimizer, model)", stacklevel=2)
+
 def _decayed_by(sparsity):
     "The living optimizer that applies λ_W to the weight of an `NMSparse`, or None."
     return sparsity._decay and sparsity._decay()
