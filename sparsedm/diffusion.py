@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PREDICTIONS', 'BETA_MIN', 'BETA_MAX', 'Prediction', 'Process', 'VP', 'process', 'beta', 'alpha_bar',
            'signal_and_noise', 'time_of', 'draw_times', 'model_time', 'q_sample', 'Steps', 'vp_betas', 'linear_betas',
-           'scaled_linear_betas', 'discrete_betas', 'Flow', 'predict', 'noise_of', 'clean_of', 'predict_noise',
-           'target', 'noise_loss', 'initial_noise', 'Denoiser', 'Sampler', 'scheduler', 'dpm_solver',
+           'scaled_linear_betas', 'discrete_betas', 'Flow', 'answer_of', 'predict', 'noise_of', 'clean_of',
+           'predict_noise', 'target', 'noise_loss', 'initial_noise', 'Denoiser', 'Sampler', 'scheduler', 'dpm_solver',
            'dpm_solver_clipped', 'ddim', 'euler_maruyama', 'ancestral', 'flow_euler', 'sample', 'to_uint8', 'PROCESSES',
            'SAMPLERS']
 
@@ -102,11 +102,11 @@ PROCESSES.add(VP("vp"))
 
 # %% ../nbs/20_diffusion.ipynb #d0000008
 def process(
-    name:str|Process, # row of PROCESSES, or a process
+    name:str|Process, # row of PROCESSES, a process, or a scheduler of diffusers
     **changes, # fields that differ, such as `predicts="v"` or, for a process of steps, `T=35`
 )->Process:
     "The process of this name, with these changes."
-    found = PROCESSES.named(name)
+    found = _of_scheduler(name) if hasattr(name, "step") and hasattr(name, "config") else PROCESSES.named(name)
     return replace(found, **changes) if changes else found
 
 _process = process   # for the functions that have an argument of this name
@@ -291,9 +291,33 @@ class Flow(Process):
 
 PROCESSES.add(Flow("flow"))
 
+# %% ../nbs/20_diffusion.ipynb #20sched2
+@lru_cache
+def _listed(betas): return lambda first, last, T: betas   # one function for one table, so that processes are equal
+
+def _of_scheduler(scheduler):
+    "The process of a scheduler; `ValueError` for one that is neither a chain nor a flow"
+    name, asked = type(scheduler).__name__, scheduler.config.get("prediction_type")
+    if name.startswith("FlowMatch") or scheduler.config.get("use_flow_sigmas"): return PROCESSES.named("flow")
+    kinds = dict(epsilon="noise", v_prediction="v", flow_prediction="flow")
+    if not hasattr(scheduler, "betas") or asked not in kinds:
+        wanted = f"a scheduler with β and one of {', '.join(kinds)}"
+        raise ValueError(f"process: {wanted} expected, got {name} with {asked!r}")
+    betas = tuple(scheduler.betas.double().tolist())
+    return Steps(name, kinds[asked], _listed(betas), (betas[0], betas[-1]), len(betas))
+
 # %% ../nbs/20_diffusion.ipynb #f16bc93d
+def answer_of(out # what a network returned: a tensor, an object or a dict with `sample`, or a tuple
+)->Tensor: # its first, or only, tensor
+    "The tensor in any network's output; `TypeError` if there is none"
+    found = out[0] if isinstance(out, (tuple, list)) and out else out
+    found = found.get("sample") if isinstance(found, dict) else getattr(found, "sample", found)
+    if isinstance(out, Tensor): return out
+    if isinstance(found, Tensor): return found
+    raise TypeError(f"model: a Tensor, or `.sample`, expected, got {type(out).__name__}")
+
 def predict(
-    model:Callable, # network `model(x_t, model_time, **cond)`, returning a Tensor or an object with `.sample`
+    model:Callable, # network `model(x_t, model_time, **cond)`; see `answer_of`
     x_t:Tensor, # (B, ...) noisy images or other states
     t:Tensor|float, # (B,) times in [0, 1], or one time for all
     cond:dict|None=None, # further arguments of the model, such as `dict(y=labels)`
@@ -303,7 +327,7 @@ def predict(
     # float32 whatever the model computes in: bfloat16 cannot tell 998 from 1000
     told = _process(process).model_time(_times(t, x_t).float())
     out = model(x_t, told, **(cond or {}))
-    out = out if isinstance(out, Tensor) else out.sample
+    out = answer_of(out)
     if out.shape != x_t.shape:
         raise ValueError(f"model: a prediction of shape {tuple(x_t.shape)} expected, got {tuple(out.shape)}; "
                          "a model that also predicts a variance must be wrapped to return the noise alone")

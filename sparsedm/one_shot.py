@@ -100,12 +100,27 @@ def _watched(model, names, look):
 
 # %% ../nbs/04_one_shot.ipynb #1f0d7b6e
 @torch.no_grad()
-def _second_moments(model, names, images, n, seed, encode=to_float, process="vp"):
-    "{layer: H, float64} of the inputs of the named layers in one pass of the model as it is."
-    seen, device = _Moments(names), next(model.parameters()).device
-    with _watched(model, names, seen.look):
-        for x_t, t in noisy_batches(images, n, seed, device, encode, process): predict(model, x_t, t, None, process)
+def _second_moments(model, names, run):
+    "{layer: H, float64} of the inputs of the named layers while run(model) calls the model as it is."
+    seen = _Moments(names)
+    with _watched(model, names, seen.look): run(model)
     return seen.mean()
+
+def _on_images(images, n, seed, encode=to_float, process="vp"):
+    "Calls a model on noisy states."
+    def run(model):
+        device = next(model.parameters()).device
+        for x_t, t in noisy_batches(images, n, seed, device, encode, process): predict(model, x_t, t, None, process)
+    return run
+
+def _on_calls(calls):
+    "Calls a model with given arguments."
+    def run(model):
+        for call in calls:
+            if isinstance(call, dict): model(**call)
+            elif isinstance(call, (tuple, list)): model(*call)
+            else: raise TypeError(f"calibrate: tuples of arguments or dicts expected, got {type(call).__name__}")
+    return run
 
 # %% ../nbs/04_one_shot.ipynb #7be2c9d0
 def _wanda(w, H, pattern, damping):
@@ -140,9 +155,16 @@ def _sparsegpt(w, H, pattern, damping):
         w[:, stop:] -= errors @ U[start:stop, stop:]
     return torch.where(mask, w, 0.), mask
 
-# %% ../nbs/04_one_shot.ipynb #32e2e988
+# %% ../nbs/04_one_shot.ipynb #04table1
 ONE_SHOT = {"magnitude": None, "wanda": _wanda, "sparsegpt": _sparsegpt}   # None: no calibration
 
+def _write_weights_(model, choose): # choose: name → function of a weight as `_flat` has it
+    weights, found = {name: model.get_submodule(name).weight for name in choose}, {}
+    for name, w in weights.items(): found[name] = [_unflat(x, w.shape) for x in choose[name](_flat(w).double())]
+    for name, (new, mask) in found.items(): weights[name].copy_(new.masked_fill(~mask, 0.))
+    return {name: mask for name, (_, mask) in found.items()}
+
+# %% ../nbs/04_one_shot.ipynb #32e2e988
 @torch.no_grad()
 def one_shot_(model:nn.Module, # trained and dense; changed in place
     pattern:str="2:4", # N:M pattern
@@ -155,27 +177,26 @@ def one_shot_(model:nn.Module, # trained and dense; changed in place
     filter_fn:Callable=None, # (module, fqn) → bool, instead of `layers`
     encode:Callable=to_float, # uint8 images → states
     process="vp", # that the model was trained with
+    calibrate=None, # instead of images: (model) → None calls it, or a list of its arguments, as tuples or dicts
     )->nn.Module: # the same model, sparse with fixed masks
     "Choose N:M masks without training."
-    _check_one_shot(method, images, damping)
+    _check_one_shot(method, images, damping, calibrate)
     make = partial(sparsify_, pattern=pattern, estimator="fixed", layers=layers, filter_fn=filter_fn)
     choose = ONE_SHOT[method]
     names = list(sparse_layers(make(copy.deepcopy(model))))   # errors come here, before anything changes
     if choose is None: return make(model)
-    H = _second_moments(model, names, images, n, seed, encode, process)
-    weights, chosen = {name: model.get_submodule(name).weight for name in names}, {}
-    for name, w in weights.items():
-        new, mask = choose(_flat(w).double(), H[name], pattern, damping)
-        chosen[name] = _unflat(new, w.shape).to(w.dtype), _unflat(mask, w.shape)
-    for name, (new, mask) in chosen.items(): weights[name].copy_(new.masked_fill(~mask, 0.))
-    for name, layer in sparse_layers(make(model)).items(): sparsity_of(layer).mask.copy_(chosen[name][1])
+    if calibrate is None: calibrate = _on_images(images, n, seed, encode, process)
+    H = _second_moments(model, names, calibrate if callable(calibrate) else _on_calls(calibrate))
+    masks = _write_weights_(model, {name: partial(choose, H=H[name], pattern=pattern, damping=damping) for name in H})
+    for name, layer in sparse_layers(make(model)).items(): sparsity_of(layer).mask.copy_(masks[name])
     return model
 
 # %% ../nbs/04_one_shot.ipynb #c5d90e17
-def _check_one_shot(method, images, damping):
+def _check_one_shot(method, images, damping, calibrate):
     if method not in ONE_SHOT: raise ValueError(f"method must be one of {', '.join(ONE_SHOT)}; got {method!r}")
-    if ONE_SHOT[method] and images is None:
-        raise ValueError(f"method {method!r} calibrates on images; pass images=load_images(…)")
+    if ONE_SHOT[method] and images is None and calibrate is None:
+        raise ValueError(f"method {method!r} calibrates on images; pass images=load_images(…), or calibrate=")
+    if images is not None and calibrate is not None: raise ValueError("either images or calibrate, not both")
     if not (isinstance(damping, (int, float)) and 0 < damping < math.inf):
         raise ValueError(f"damping must be a finite number > 0; got {damping!r}")
 
