@@ -77,7 +77,7 @@ class _Product(torch.autograd.Function):
         (x, value), layer, wanted = ctx.saved_tensors, ctx.layer, ctx.needs_input_grad
         grad = grad.contiguous()
         form = replace(layer.backward_form, value=placed(value, layer.backward_form.place))
-        if layer.look: layer.score = layer.dense_gradient(x, grad).abs()   # before an update of the topology
+        if layer.look: layer.score = layer.dense_gradient(x, grad) + (0. if layer.score is None else layer.score)
         dx = layer.input_gradient(x, grad, form) if wanted[0] else None
         dv = layer.entry_gradient(x, grad, replace(layer.forward_form, value=value))
         dv[layer.filling] = 0
@@ -167,15 +167,22 @@ class _Looking(Topology):
         self.layers = {name: m for name, m in model.named_modules() if isinstance(m, Entries)}
         self.averages = {name: ema.get_submodule(name) for name in self.layers}
         if not self.layers: raise ValueError(f"{type(model).__name__} has no layer of entries; call entries_ first")
+        self.look_ahead(0)
 
     def before_step(self, step): pass
     def after_step(self, step):
         if self.moves.due(step, self.steps): self.move(step)
-        next_looks = self.moves.due(step + 1, self.steps) and self.moves.regrow == "gradient"
-        for layer in self.layers.values(): layer.look = next_looks
+        self.look_ahead(step)
 
-    def state(self)->dict: return {}
-    def load(self, state:dict): pass
+    def look_ahead(self, step): # `step` steps are done
+        "Does the next backward pass need the gradients of all weights?"
+        self.done, looks = step, self.moves.due(step + 1, self.steps) and self.moves.regrow == "gradient"
+        for layer in self.layers.values(): layer.look, layer.score = looks, None
+
+    def state(self)->dict: return dict(settings=self.settings, done=self.done)
+    def load(self, state:dict):
+        self.check_settings(state)
+        self.look_ahead(state["done"])
 
 # %% ../nbs/12f_cpu_scratch.ipynb #f31cc280
 class EntryTopology(_Looking):
@@ -188,7 +195,7 @@ class EntryTopology(_Looking):
             k = self.how_many(mask, step)
             if self.moves.regrow == "random": score = torch.rand(w.shape, generator=generator)
             if not k or score is None: continue
-            new, changed = prune_and_regrow(w, mask, score, k, self.group_of(w))
+            new, changed = prune_and_regrow(w, mask, score.abs(), k, self.group_of(w))
             self.repack(layer, self.averages[name], new, changed)
 
     def repack(self, layer, average, mask, changed):
@@ -198,4 +205,3 @@ class EntryTopology(_Looking):
         moments = {k: layer.dense(v).masked_fill_(changed, 0.) for k, v in own.items()}
         for m in (layer, average): m.repack(m.dense().masked_fill_(changed, 0.), mask)
         state.update({k: layer.of_dense(v) for k, v in moments.items()})
-        layer.score = None

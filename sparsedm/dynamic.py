@@ -8,7 +8,7 @@ __all__ = ['TOPOLOGIES', 'REGROW', 'UPDATES', 'maskable', 'densities', 'counts',
 
 # %% ../nbs/03_dynamic.ipynb #d03a0003
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import torch
 from torch import nn, Tensor
 from .declare import HOOKS, Hook
@@ -23,7 +23,8 @@ def maskable(model:nn.Module # any model, plain
         if not isinstance(layer, nn.RNNBase): continue
         own = {k: p for k, p in layer.named_parameters(recurse=False) if k.startswith("weight")}
         found |= {f"{name}.{k}" if name else k: p for k, p in own.items()}
-    return found
+    first = {id(w): name for name, w in reversed(found.items())}   # a weight that layers share counts once
+    return {name: w for name, w in found.items() if first[id(w)] == name}
 
 # %% ../nbs/03_dynamic.ipynb #d03a0009
 TOPOLOGIES = ("erk", "uniform")
@@ -150,6 +151,7 @@ def prune_and_regrow(w:Tensor, # zero where the mask is False
     group="layer", # within what counts stay, see `check_group`
     )->tuple: # the new mask, and where it or its weights changed; both bool
     "Move k weights of a layer."
+    check_group(group)
     _check_move(w, mask, score, k)
     there = grouped(mask, group)
     size = grouped(w, group).abs().masked_fill(~there, math.inf)
@@ -191,6 +193,15 @@ class Moves:
     def share(self, step:int, steps:int)->float: # that moves there
         return self.p * .5 * (1 + math.cos(math.pi * step / (self.until * steps))) if self.anneal else self.p
 
+# %% ../nbs/03_dynamic.ipynb #03upd001
+_SETTINGS = "sparsity", "steps", "topology", "group", "seed"
+
+def _check_updates(moves, steps):
+    if not _is_whole(steps): raise ValueError(f"steps must be a whole number from 1; got {steps!r}")
+    if not isinstance(moves, Moves): raise TypeError(f"moves must be Moves(…); got {moves!r}")
+    if not moves.regrow or any(moves.due(step, steps) for step in range(1, steps)): return
+    raise ValueError(f"no update would be due in {steps} steps: every={moves.every}, until={moves.until}")
+
 # %% ../nbs/03_dynamic.ipynb #d03a001b
 class _Kept:
     "What a topology has, used, saved and loaded."
@@ -201,9 +212,16 @@ class _Kept:
         for weights in (self.weights, self.average):
             for name, mask in masks.items(): weights[name].masked_fill_(~mask, 0.)
 
-    def state(self)->dict: return {f"mask.{name}": mask for name, mask in self.masks.items()}
+    def state(self)->dict: return {"settings": self.settings} | {f"mask.{k}": mask for k, mask in self.masks.items()}
+
+    def check_settings(self, state):
+        was = state.get("settings", self.settings)
+        wrong = [f"{k} was {was[k]!r}, now {now!r}" for k, now in self.settings.items() if was[k] != now]
+        if wrong: raise ValueError(f"the checkpoint is of another topology: {'; '.join(wrong)}")
+
     def load(self, state:dict): # what `state` returned
-        "Go on with a saved topology; `ValueError` if it is another network's, or has other counts."
+        "Go on with a saved topology; `ValueError` if it is another's, or has other counts."
+        self.check_settings(state)
         for name, mask in self.masks.items():
             wanted, given = (mask.dtype, mask.shape, int(mask.sum())), state.get(f"mask.{name}")
             got = None if given is None else (given.dtype, given.shape, int(given.sum()))
@@ -244,15 +262,16 @@ class Topology(_Moving):
         seed:int=0, # of the topology, and of random regrowth
     ):
         layer_counts({"a layer": (64, 64 * 32)}, sparsity, topology, group)   # refuses what is wrong
-        if not _is_whole(steps): raise ValueError(f"steps must be a whole number from 1; got {steps!r}")
-        if not isinstance(moves, Moves): raise TypeError(f"moves must be Moves(…); got {moves!r}")
+        _check_updates(moves, steps)
         self.sparsity, self.steps, self.topology, self.group = sparsity, steps, topology, group
         self.moves, self.seed, self.scores = moves, seed, {}
+        self.settings = asdict(moves) | {k: getattr(self, k) for k in _SETTINGS}   # a checkpoint's must be the same
 
     def attach(self, model, optimizer, ema):
         check_baked(model)
-        self.model, self.weights, self.average, self.optimizer = model, maskable(model), maskable(ema), optimizer
-        if not self.weights: raise ValueError(f"{type(model).__name__} has no Linear, Conv or recurrent layer")
+        self.model, self.average, self.optimizer = model, maskable(ema), optimizer
+        self.weights = {name: w for name, w in maskable(model).items() if w.requires_grad}
+        if not self.weights: raise ValueError(f"{type(model).__name__}: no Linear, Conv or recurrent layer to train")
         self.use(draw_masks(self.weights, self.sparsity, self.topology, self.group, self.seed))
 
     def before_step(self, step): # `step` steps are done; the gradients are there

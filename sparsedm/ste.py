@@ -56,10 +56,11 @@ class NMSparse(nn.Module):
     def __getstate__(self): return {**self.__dict__, "_decay": None}   # a copy has no optimizer
 
 # %% ../nbs/01_ste.ipynb #c80c69b5
-@torch.compiler.assume_constant_result   # so that it runs while a model is compiled, too
 def _remind(sparsity):
     if sparsity.decay_attached: return
     warnings.warn("improved STE: λ_W acts in the optimizer; call add_masked_decay_(optimizer, model)", stacklevel=2)
+
+_remind._dynamo_marked_constant = True   # runs while a model is compiled: assume_constant_result, without its imports
 
 def _decayed_by(sparsity):
     "The living optimizer that applies λ_W to the weight of an `NMSparse`, or None."

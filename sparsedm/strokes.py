@@ -124,7 +124,7 @@ def rasterise(x:Tensor, # (N, T, 3) sequences
     width:float=1.6, # of a line, in pixels
     )->Tensor: # (N, 1, size, size) uint8, white on black
     "Draw sequences."
-    _check_points(x, mask)
+    _check_points(x, torch.empty(0) if mask is None else mask)
     if not x[mask].isfinite().all(): raise ValueError("points have coordinates that are not finite")
     if not size >= 8 or not width > 0: raise ValueError(f"size must be at least 8, width above 0; got {size}, {width}")
     scale, images = (size / 2 - 1 - width / 2) / RADIUS, []
@@ -198,25 +198,26 @@ def read_ndjson(path, # file with a drawing in each line
     spacing:float=.1, most:int=160, # as for `kanji`
     first:int=None, # drawings to read; None: all
     skip_broken:bool=False, # count lines that cannot be read, rather than stop
-    )->tuple: # sequences, and the number of lines that were left out as broken
+    )->tuple: # {number of the line, from 1: sequence}, and how many lines were left out as broken
     "Drawings of QuickDraw, as sequences; those with too many points are left out."
     if first is not None and not first >= 1: raise ValueError(f"first must be at least 1, or None; got {first!r}")
-    found, broken = [], 0
-    with open(path, encoding="utf-8") as lines:
+    found, broken = {}, 0
+    with open(path, encoding="utf-8", errors="replace") as lines:
         for i, line in enumerate(lines, 1):
-            if first is not None and len(found) == first: break
+            if first is not None and len(found) >= first: break
+            if not line.strip(): continue
             try: sequence = to_sequence(_drawing_of(line), spacing)
             except (ValueError, KeyError, TypeError, IndexError) as e:
                 if not skip_broken: raise ValueError(f"{path}, line {i}: {type(e).__name__}: {e}") from None
                 broken += 1
             else:
-                if len(sequence) <= most: found.append(sequence)
+                if len(sequence) <= most: found[i] = sequence
     if not found: raise ValueError(f"{path} has no drawing of at most {most} points; {broken} lines are broken")
     return found, broken
 
 # %% ../nbs/22_strokes.ipynb #ed4a0753
 def sketches(path, # a file of ndjson, or a folder of them, one for each category
-    split:str="train", # "train" or "test": every tenth
+    split:str="train", # "train" or "test": every tenth line
     spacing:float=.1, most:int=160, first:int=None, skip_broken:bool=False, # as for `read_ndjson`, of each file
     )->States:
     "QuickDraw or VMNIST as a data set."
@@ -229,8 +230,8 @@ def sketches(path, # a file of ndjson, or a folder of them, one for each categor
     for file in files:
         found, broken = read_ndjson(file, spacing, most, first, skip_broken)
         if broken: warnings.warn(f"{file}: {broken} lines are broken, and left out", stacklevel=2)
-        drawings += found
-    part = [s for i, s in enumerate(drawings) if (i % 10 == 1) == (split == "test")]
+        drawings += found.items()
+    part = [s for line, s in drawings if (line % 10 == 2) == (split == "test")]
     if not part: raise ValueError(f"{len(drawings)} drawings at {path}: none of them is for {split}")
     return States(*padded(part), path.stem, split)
 
@@ -288,7 +289,7 @@ PRESETS.add(dict(kind="chiro", width=48, layers=2), "chiro-small")
 PRESETS.add(dict(kind="chiro", width=32, layers=1), "chiro-tiny")
 
 # %% ../nbs/22_strokes.ipynb #22s00016
-def stroke_loss(model, x0, t, noise, mask=None, process="linear"):
+def stroke_loss(model, x0, t, noise, mask=None, process="chiro"):
     "Noise prediction over the points that are there, each drawing counting alike."
     cond = None if mask is None else dict(mask=mask)
     return noise_loss(model, x0, t, noise, cond, mask=mask, process=process)

@@ -139,7 +139,8 @@ def costs(model:str, # row of PRESETS
     own, whole = ({m: sum(n[k] for k in weights if k.rpartition(".")[0] == m) for m in macs} for n in (kept, sizes))
     sparse = products + sum(v * own[m] / whole[m] for m, v in macs.items() if whole[m])
     dense = products + sum(v for m, v in macs.items() if whole[m])
-    looks = min(UPDATES, steps) / max(steps, 1) if options.get("regrow") == "gradient" else 0.
+    updates = min(options.get("updates", UPDATES), steps) if options.get("regrow") == "gradient" else 0
+    looks = updates / max(steps, 1)
     training = (3 * sparse + looks * (dense - sparse)) / (3 * dense)
     return dict(parameters=parameters - sum(sizes.values()) + sum(kept.values()), forward=sparse / dense,
                 training=training)
