@@ -216,7 +216,7 @@ class _Kept:
 
     def check_settings(self, state):
         was = state.get("settings", self.settings)
-        wrong = [f"{k} was {was[k]!r}, now {now!r}" for k, now in self.settings.items() if was[k] != now]
+        wrong = [f"{k} was {was.get(k)!r}, now {now!r}" for k, now in self.settings.items() if was.get(k) != now]
         if wrong: raise ValueError(f"the checkpoint is of another topology: {'; '.join(wrong)}")
 
     def load(self, state:dict): # what `state` returned

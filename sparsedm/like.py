@@ -91,6 +91,6 @@ def keep_zeros(model:nn.Module): # baked
     "What is zero in a Linear or Conv weight stays zero, whatever happens inside."
     check_baked(model)
     kept = [(layer.weight, layer.weight != 0) for layer in weight_layers(model).values()]
-    yield model
-    with torch.no_grad():
-        for w, there in kept: w.copy_(torch.where(there, w, 0.))
+    try: yield model
+    finally:
+        for w, there in kept: w.data.masked_fill_(~there, 0.)

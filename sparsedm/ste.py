@@ -351,10 +351,12 @@ def sparsity_config(model:nn.Module # sparse, or not any more
 def note_(model, **facts): # facts: such as baked=True
     "Keep its `sparsity_config` in the configuration of each part that has one."
     for part in model.modules():
+        of_diffusers = hasattr(part, "register_to_config")
+        if not of_diffusers and not hasattr(getattr(part, "config", None), "to_dict"): continue   # as of transformers
         config = sparsity_config(part) | facts
         if not config["groups"]: continue
-        if hasattr(part, "register_to_config"): part.register_to_config(_sparsedm=config)
-        elif hasattr(getattr(part, "config", None), "to_dict"): part.config.sparsedm = config
+        if of_diffusers: part.register_to_config(_sparsedm=config)
+        else: part.config.sparsedm = config
 
 # %% ../nbs/01_ste.ipynb #8390c04c
 def _users(model):
