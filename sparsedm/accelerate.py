@@ -22,10 +22,11 @@ from .cpu import check_kind
 from .cpu_layers import CpuBackend
 from .files import write_json
 from .gpu import probe
+from .layers import weight_layers
 from .masking import PATTERNS, parse_pattern
 from .models import Block
 from .packing import HALF, dtype_name
-from .ste import check_baked, weight_layers
+from .ste import check_baked
 
 # %% ../nbs/14_accelerate.ipynb #d04acbdf
 @torch.no_grad()
@@ -424,7 +425,7 @@ def accelerate_(model:nn.Module, # baked; goes to `dtype` and changes in place, 
     if choice is None: backend.check(model)
     else: _check_machine(choice, backend, dtype)
     with _unchanged_if_refused(model):
-        model.eval().requires_grad_(False).to(backend.device, dtype)
+        nn.Module.to(model.eval().requires_grad_(False), backend.device, dtype)   # without the warnings of diffusers
         args, kwargs = cast_inputs((inputs, kwargs or {}), dtype, backend.device)
         if choice is None: choice = _choose(model, args, kwargs, backend, compile, timer, progress)
         else:

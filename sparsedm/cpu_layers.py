@@ -14,8 +14,9 @@ from torch import nn, Tensor
 from .cpu import NoKernels, check_kind, compiler_version, cpu_name
 from .cpu_conv import conv_kernels, pack_conv, sparse_conv2d
 from .cpu_linear import Packed, linear_kernels, pack_rows, sparse_linear, sparse_mlp
+from .layers import weight_layers
 from .models import Mlp
-from .ste import weight_layers
+
 
 # %% ../nbs/12e_cpu_layers.ipynb #c12f0006
 class _Sparse(nn.Module):

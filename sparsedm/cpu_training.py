@@ -19,7 +19,8 @@ from .cpu_conv import images_of, sparse_conv2d
 from .cpu_layers import same_padding, why_dense_on_cpu
 from .cpu_linear import (VECTORS, Packed, c_weight, call, in_order, pack_rows, sparse_linear,
                                  tokens_of)
-from .ste import check_baked, weight_layers
+from .layers import weight_layers
+from .ste import check_baked
 
 # %% ../nbs/12c_cpu_training.ipynb #c12d0006
 DOTS = r"""

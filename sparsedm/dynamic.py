@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn, Tensor
 from .declare import HOOKS, Hook
-from .ste import check_baked, weight_layers
+from .layers import weight_layers
+from .ste import check_baked
 
 # %% ../nbs/03_dynamic.ipynb #d03a0006
 def maskable(model:nn.Module # any model, plain

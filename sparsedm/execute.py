@@ -27,7 +27,7 @@ from .metrics import evaluate, paired_distance, score_floor
 from .models import build_model
 from .records import has_record, kept_path, model_path, read_record, record_path, run_folder, write_record
 from .run import Run, find_run, runs_of
-from .ste import bake_, dense_weight, sparse_layers, sparsity_of, sparsity_report
+from .ste import bake_, dense_weight, layer_report, sparse_layers, sparsity_of
 from .training import TrainConfig, accelerator, halving, train
 from .transfer import teacher_samples
 
@@ -338,7 +338,7 @@ def _record(run, progress, deadline):
     (folder/"samples.safetensors").unlink(missing_ok=True)
     kept_tensor(folder/"samples.safetensors", lambda: images[:256])
     seconds["train"] = train_seconds
-    report, stride = sparsity_report(model), max(len(losses) // 100, 1)
+    report, stride = layer_report(model), max(len(losses) // 100, 1)
     curve = pd.Series(losses, dtype=float).rolling(stride).mean().tolist()[stride - 1::stride]
     write_record(run, label=METHODS.named(run.method).label, metrics=scores, macs=macs,
                  loss=[round(v, 5) for v in curve], loss_stride=stride, loss_by_t=by_time, **seen,

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.sparse import SparseSemiStructuredTensorCUTLASS
+from .layers import weight_layers
 from .packing import HALF, pack, packable, unpack, why_not_24
-from .ste import weight_layers
+
 
 # %% ../nbs/11_gpu.ipynb #746ee1e9
 PLAN = (0, 1, -1)   # the library's own choice: algorithm, split-k, and its mode

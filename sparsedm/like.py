@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open, SafetensorError
 from torch import nn
+from .layers import weight_layers
 from .masking import nm_weight, parse_pattern, why_dense
-from .ste import (NMSparse, check_baked, check_dense, check_weights, make_sparse_, note_, sparsity_config,
-                          weight_layers)
+from .ste import NMSparse, check_baked, check_dense, check_weights, make_sparse_, note_, sparsity_config
 
 # %% ../nbs/01a_like.ipynb #01like06
 def as_metadata(model:nn.Module # sparse

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 import pandas as pd, torch
 from torch import nn, Tensor
+from .layers import LAYERS, weight_layers
 from .masking import parse_pattern, why_dense
-from .ste import LAYERS, dense_weight, sparse_layers, sparsity_of, weight_layers
+from .ste import dense_weight, sparse_layers, sparsity_of
 
 # %% ../nbs/26_macs.ipynb #a397b893
 @dataclass(frozen=True)

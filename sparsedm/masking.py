@@ -31,7 +31,7 @@ def why_dense(shape, # shape of a weight: (out, in) or (out, in, *kernel)
     )->str|None: # the reason the weight cannot take the pattern, or None if it can
     "Why a weight of this shape has to stay dense under `pattern`."
     n, m = parse_pattern(pattern)
-    if not 2 <= len(shape) <= 4: return f"weight has {len(shape)} dimensions; Linear has 2, Conv1d 3, Conv2d 4"
+    if not 2 <= len(shape) <= 5: return f"weight has {len(shape)} dimensions; Linear has 2, convolutions 3 to 5"
     if shape[1] % m: return f"input dimension {shape[1]} is not a multiple of M={m}"
     return None
 

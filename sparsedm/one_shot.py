@@ -19,9 +19,10 @@ from torch import nn
 from .data import Images, States, batch_states, load_images, to_float
 from .declare import CODECS, DATASETS, PREPARE
 from .diffusion import draw_times, predict, q_sample
+from .layers import LAYERS
 from .masking import nm_mask, parse_pattern
 from .models import Attention, Mlp
-from .ste import LAYERS, check_dense, sparse_layers, sparsify_, sparsity_of
+from .ste import check_dense, sparse_layers, sparsify_, sparsity_of
 
 # %% ../nbs/04_one_shot.ipynb #02ded679
 def _flat(w): # (out, in, *kernel) → (out, kernel·in)
@@ -30,18 +31,16 @@ def _flat(w): # (out, in, *kernel) → (out, kernel·in)
 def _unflat(flat, shape): # and back, to (out, in, *kernel) = `shape`
     return flat.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
 
-def _pair(sizes): # (k,) of a Conv1d → (1, k); (h, w) of a Conv2d as they are
-    return (1,) * (2 - len(sizes)) + tuple(sizes)
-
 def _input_rows(layer, x):
-    "Inputs of a Linear or Conv as rows (K, columns of `_flat(layer.weight)`)."
-    if isinstance(layer, nn.Linear): return x.reshape(-1, layer.in_features)
-    if layer.groups != 1: raise ValueError(f"calibration knows convolutions with groups=1; got groups={layer.groups}")
-    x = F.pad(x, layer._reversed_padding_repeated_twice)
-    if x.dim() == 3: x = x[:, :, None]                               # of a Conv1d: a picture of one line
-    patches = F.unfold(x, _pair(layer.kernel_size), _pair(layer.dilation), 0, _pair(layer.stride))
-    by_channel = patches.unflatten(1, (layer.in_channels, -1))       # (B, in, kernel, places)
-    return by_channel.permute(0, 3, 2, 1).flatten(2).flatten(0, 1)
+    "Inputs of a Linear or Conv as rows (groups of a convolution, K, columns of `_flat(layer.weight)`)."
+    if isinstance(layer, nn.Linear): return x.reshape(1, -1, layer.in_features)
+    sides, mode = len(layer.kernel_size), layer.padding_mode
+    x = x if x.dim() > sides + 1 else x[None]                        # one picture without a batch
+    x = F.pad(x, layer._reversed_padding_repeated_twice, "constant" if mode == "zeros" else mode)
+    for i, (size, step, gap) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation)):
+        x = x.unfold(2 + i, (size - 1) * gap + 1, step)[..., ::gap]  # (B, in, *places, *kernel)
+    by_group = x.unflatten(1, (layer.groups, -1)).movedim(1, 0).movedim(2, -1)
+    return by_group.flatten(2 + sides).flatten(1, 1 + sides)
 
 # %% ../nbs/04_one_shot.ipynb #8a186fce
 def check_images(images):
@@ -68,7 +67,7 @@ def noisy_batches(images:Images|States, # calibration data
 
 # %% ../nbs/04_one_shot.ipynb #52c6e1b8
 class _Moments:
-    "Sums of x xᵀ over the inputs of the named layers, in float64."
+    "Sums of x xᵀ over the inputs of the named layers, in float64, for each group of a convolution."
     def __init__(self, names): self.total, self.rows = dict.fromkeys(names, 0.), dict.fromkeys(names, 0)
 
     def look(self, layer, args, name):
@@ -76,14 +75,14 @@ class _Moments:
         if not torch.isfinite(x).all():
             why = "check the weights before it and the images"
             raise ValueError(f"the inputs of {name} have non-finite values; {why}")
-        self.total[name] += (x.T @ x).double()
-        self.rows[name] += len(x)
+        self.total[name] += (x.mT @ x).double()
+        self.rows[name] += x.shape[1]
 
     def mean(self):
         unused = next((name for name, rows in self.rows.items() if not rows), None)
         if unused is not None:
             why = "saw no input in a forward pass, so it cannot be calibrated"
-            raise ValueError(f"{unused} {why}; leave it out by filter_fn")
+            raise ValueError(f"{unused} {why}; leave it out with exclude=[{unused!r}]")
         return {name: total / self.rows[name] for name, total in self.total.items()}
 
 @contextmanager
@@ -158,6 +157,10 @@ def _sparsegpt(w, H, pattern, damping):
 # %% ../nbs/04_one_shot.ipynb #04table1
 ONE_SHOT = {"magnitude": None, "wanda": _wanda, "sparsegpt": _sparsegpt}   # None: no calibration
 
+def _by_groups(choose, H, pattern, damping, w): # H (groups, columns, columns)
+    parts = [choose(part, h, pattern, damping) for part, h in zip(w.chunk(len(H)), H)]
+    return [torch.cat(both) for both in zip(*parts)]
+
 def _write_weights_(model, choose): # choose: name → function of a weight as `_flat` has it
     weights, found = {name: model.get_submodule(name).weight for name in choose}, {}
     for name, w in weights.items(): found[name] = [_unflat(x, w.shape) for x in choose[name](_flat(w).double())]
@@ -167,28 +170,31 @@ def _write_weights_(model, choose): # choose: name → function of a weight as `
 # %% ../nbs/04_one_shot.ipynb #32e2e988
 @torch.no_grad()
 def one_shot_(model:nn.Module, # trained and dense; changed in place
-    pattern:str="2:4", # N:M pattern
+    pattern="2:4", # N:M pattern, or target → N:M pattern
     method:str="magnitude", # row of ONE_SHOT
     images:Images|States=None, # calibration data, for wanda and sparsegpt
-    layers:str="paper", # which layers, see `sparsify_`
+    layers:str=None, # row of `layers.LAYERS`, see `sparsify_`
     seed:int=0, # picks images, times and noise
     n:int=256, # calibration images, one time each
     damping:float=.01, # sparsegpt: added to the diagonal of H, in units of its mean
-    filter_fn:Callable=None, # (module, fqn) → bool, instead of `layers`
     encode:Callable=to_float, # uint8 images → states
     process="vp", # that the model was trained with
     calibrate=None, # instead of images: (model) → None calls it, or a list of its arguments, as tuples or dicts
+    **which # targets, exclude, filter_fn, as `sparsify_` takes them
     )->nn.Module: # the same model, sparse with fixed masks
     "Choose N:M masks without training."
     _check_one_shot(method, images, damping, calibrate)
-    make = partial(sparsify_, pattern=pattern, estimator="fixed", layers=layers, filter_fn=filter_fn)
-    choose = ONE_SHOT[method]
-    names = list(sparse_layers(make(copy.deepcopy(model))))   # errors come here, before anything changes
+    make = partial(sparsify_, pattern=pattern, estimator="fixed", layers=layers, **which)
+    choose, before = ONE_SHOT[method], sparse_layers(model)
+    pruned = sparse_layers(make(copy.deepcopy(model)))   # errors come here, before anything changes
+    patterns = {name: sparsity_of(layer).pattern for name, layer in pruned.items() if name not in before}
     if choose is None: return make(model)
     if calibrate is None: calibrate = _on_images(images, n, seed, encode, process)
-    H = _second_moments(model, names, calibrate if callable(calibrate) else _on_calls(calibrate))
-    masks = _write_weights_(model, {name: partial(choose, H=H[name], pattern=pattern, damping=damping) for name in H})
-    for name, layer in sparse_layers(make(model)).items(): sparsity_of(layer).mask.copy_(masks[name])
+    H = _second_moments(model, patterns, calibrate if callable(calibrate) else _on_calls(calibrate))
+    masks = _write_weights_(model, {name: partial(_by_groups, choose, H[name], p, damping)
+                                    for name, p in patterns.items()})
+    make(model)
+    for name, mask in masks.items(): sparsity_of(model.get_submodule(name)).mask.copy_(mask)
     return model
 
 # %% ../nbs/04_one_shot.ipynb #c5d90e17

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from .checkpoints import describe, load_tensors, save_tensors
 from .declare import FAMILIES
+from .layers import weight_layers
 from .masking import parse_pattern
 from .models import build_from_config
-from .ste import check_baked, weight_layers
+from .ste import check_baked
 
 # %% ../nbs/10_packing.ipynb #acc4e228
 def _most_nonzeros(n, m, start):

@@ -13,8 +13,9 @@ from functools import cached_property
 from .declare import (DATASETS, EXTRACTORS, FAMILIES, HOOKS, METHODS, PREPARE, PRESETS, PROCESSES, SAMPLERS,
                               SCALES, SCHEDULES, TABLES, Registry)
 from .files import text_sha
+from .layers import LAYERS
 from .masking import parse_pattern
-from .ste import DECAYS, ESTIMATORS, LAYERS
+from .ste import DECAYS, ESTIMATORS
 
 # %% ../nbs/30_run.ipynb #1a226d85
 TRAIN_ON = ("data", "teacher", "both")
