@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
-from .checkpoints import describe, load_tensors, save_tensors
+from .checkpoints import load_tensors, rebuild, save_tensors
 from .declare import FAMILIES
 from .layers import weight_layers
 from .masking import parse_pattern
-from .models import build_from_config
+from .models import LIBRARIES, config_of
 from .ste import check_baked
 
 # %% ../nbs/10_packing.ipynb #acc4e228
@@ -131,7 +131,7 @@ def _packed(state, names):
     return tensors
 
 # %% ../nbs/10_packing.ipynb #16f4eafb
-def save_packed(model:nn.Module, # baked, built by `sparsedm.models`
+def save_packed(model:nn.Module, # any, baked
     path, # .safetensors file to write
     dtype:torch.dtype=torch.bfloat16, # of all floating-point weights in the file
     **meta # further JSON-able facts to keep in the file
@@ -142,7 +142,7 @@ def save_packed(model:nn.Module, # baked, built by `sparsedm.models`
     half, sparse = _halved(model, dtype), packable(model)
     if not sparse: raise ValueError(f"no weight of {type(model).__name__} is 2:4; there is nothing to pack")
     shapes = {name: list(tensor.shape) for name, tensor in half.items() if name in sparse}
-    facts = {"model": describe(model)["model"], "packed": shapes, "dtype": dtype_name(dtype)}
+    facts = {"model": config_of(model), "packed": shapes, "dtype": dtype_name(dtype)}
     if taken := (set(facts) | {"format", "sha256"}) & set(meta):
         raise ValueError(f"metadata {', '.join(sorted(taken))} is written by save_packed itself; choose another name")
     save_tensors(path, _packed(half, sparse), {**facts, **meta})
@@ -162,11 +162,14 @@ def _read_packed(path):
             raise ValueError(f"{path}: {name} is {found}; the file says {meta['dtype']}")
     return state, meta
 
-def _empty_model(meta, path):
-    "The model that the metadata describe, without memory."
+def _empty_model(meta, path, model):
+    "The model that the metadata describe; those of sparsedm without memory, as all that they have is in the file."
     try:
-        FAMILIES.named(meta["model"]["kind"])   # what is imported to find it is not for the meta device
-        with torch.device("meta"): return build_from_config(meta["model"])
+        kind = meta["model"]["kind"]
+        if model is None and kind not in (*LIBRARIES, "own"):
+            FAMILIES.named(kind)   # what is imported to find it is not for the meta device
+            with torch.device("meta"): return rebuild(meta["model"], path)
+        return nn.Module.to(rebuild(meta["model"], path, model), getattr(torch, meta["dtype"]))
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path} does not say how to build its model ({type(e).__name__}: {e})") from None
 
@@ -207,10 +210,11 @@ def _unpacked(pair, name, shape, path):
 
 def load_packed(path, # a file written by `save_packed`
     backend=None, # as `gpu.probe` finds it: compressed weights, on its device; None: dense, on the CPU
+    model:nn.Module=None, # to be filled in place, and cast; needed for a class of your own
     )->nn.Module: # in eval mode, at the file's 16-bit type
     "Rebuild a packed model; a damaged, foreign or inconsistent file is an error that names it."
     state, meta = _read_packed(path)
-    model = _empty_model(meta, path)
+    model = _empty_model(meta, path, model)
     pairs = _take_pairs(state, meta["packed"], model, path)
     _check_fit(state, pairs, model, path)
     model.load_state_dict(state, strict=False, assign=True)

@@ -10,6 +10,7 @@ __all__ = ['TrainConfig', 'learning_rate', 'batch', 'halving', 'backward', 'Mask
 import json, math, os, time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 import pandas as pd
 import torch
@@ -18,9 +19,9 @@ from torch import nn, Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from .checkpoints import describe, load_state, load_tensors, save_tensors
-from .data import Images, States, batch_indices, batch_states, random_flip, to_float
+from .data import Images, States, batch_indices, batch_states, fingerprint, random_flip, to_float
 from .declare import LOSSES
-from .diffusion import draw_times, noise_loss
+from .diffusion import draw_times, noise_loss, process
 from .ste import DECAYS, add_masked_decay_, dense_names, sparse_layers
 
 # %% ../nbs/27_training.ipynb #a1464a59
@@ -40,7 +41,7 @@ class TrainConfig:
     decay:str = "gradient"        # where λ_W of improved STE acts, see `ste.add_masked_decay_`
     cooldown:float = 0.           # last share of the steps, over which the learning rate falls linearly to 0
     loss_scale:float = 1.         # multiplies the loss and divides the gradients; matters only if decay is "backward"
-    process:str = "vp"            # row of PROCESSES
+    process:str = "vp"            # row of PROCESSES, a process, or a scheduler of diffusers
 
     def __post_init__(self):
         for name, allowed in _RANGES.items():
@@ -81,7 +82,8 @@ def batch(data:Images|States, # what is learned from
     rank:int=0, world:int=1, # which of how many processes
     device="cpu",
     encode:Callable=to_float, # uint8 images → states
-    )->tuple: # x_0 (B, …), t (B,) times of the process, noise (B, …), mask (B, T) or None
+    cond:dict=None, # further arguments of the model, each a tensor with a row for each of `data`
+    )->tuple: # x_0 (B, …), t (B,) times of the process, noise (B, …), keywords of the loss: mask (B, T), cond
     "What one step learns from."
     key = (cfg.seed << 40) + (step << 8)
     index = batch_indices(len(data), cfg.batch_size, step, cfg.seed)
@@ -92,7 +94,13 @@ def batch(data:Images|States, # what is learned from
     t = draw_times(torch.rand(len(x0), generator=g, device=device), cfg.process)
     noise = torch.randn(x0.shape, generator=g, device=device)
     share = slice(rank, None, world)
-    return x0[share], t[share], noise[share], None if mask is None else mask.to(device)[share]
+    more = {} if mask is None else dict(mask=mask.to(device))
+    if cond: more["cond"] = {name: rows[index.to(rows.device)].to(device) for name, rows in cond.items()}
+    return x0[share], t[share], noise[share], _part_of(more, share)
+
+def _part_of(more, rows):
+    "Of each tensor in a dict, or in a dict within it, these rows."
+    return {name: _part_of(v, rows) if isinstance(v, dict) else v[rows] for name, v in more.items()}
 
 # %% ../nbs/27_training.ipynb #bd1cc9f6
 def halving(attempt:Callable, # (size) → result
@@ -110,20 +118,20 @@ def halving(attempt:Callable, # (size) → result
         tqdm.write(f"{said}; the result is the same up to rounding")
 
 # %% ../nbs/27_training.ipynb #cf37a3c0
-def backward(loss_fn:Callable, # (model, x_0, t, noise) → scalar; with a mask as a keyword if there is one
+def backward(loss_fn:Callable, # (model, x_0, t, noise) → scalar; with mask and cond as keywords if there are
     net:nn.Module, drawn:tuple, # the model, and what `batch` returns
     micro:int, # images at a time, at most
     acc:Accelerator, scale:float=1., # multiplies the loss
     )->tuple: # loss of the batch, and the images at a time that fitted
     "Gradients of the batch, accumulated over parts of at most `micro` images."
-    *states, mask = drawn
+    *states, more = drawn
     n = len(states[0])
     def attempt(size):
         for p in net.parameters(): p.grad = None   # of a part before the memory was full
         total = 0.
         for i in range(0, n, size):
             part = [v[i:i + size] for v in states]
-            loss = loss_fn(net, *part) if mask is None else loss_fn(net, *part, mask=mask[i:i + size])
+            loss = loss_fn(net, *part, **_part_of(more, slice(i, i + size)))
             if size < n: loss = loss * (len(part[0]) / n)
             acc.backward(loss * scale)
             total = total + loss.detach()
@@ -159,14 +167,22 @@ class Progress:
     losses:list = None           # of each of them
     seconds:float = 0.           # of all its parts
 
-def _recipe(cfg, model, data, hooks):
+def _recipe(cfg, model, data, hooks, cond):
     "What must be equal for a checkpoint to be resumed."
     described = describe(model)
     if any(getattr(h, "changes_patterns", False) for h in hooks):
         described["sparse"] = {k: rest for k, (_, *rest) in described["sparse"].items()}
-    config = asdict(cfg) | {"precision": precision()}
+    config = asdict(cfg) | {"precision": precision(), "process": _named(cfg.process)}
     named = dict(enumerate(type(h).__name__ for h in hooks if hasattr(h, "state")))
-    return json.loads(json.dumps({"config": config, **described, "data": {"sha": data.sha}, "hooks": named}))
+    learned = {"sha": data.sha} | {f"cond {name}": fingerprint(rows) for name, rows in (cond or {}).items()}
+    return json.loads(json.dumps({"config": config, **described, "data": learned, "hooks": named}))
+
+# %% ../nbs/27_training.ipynb #27named0
+def _named(given):
+    "A process by its name; one without a row by what tells it from others."
+    if isinstance(given, str): return given
+    signal, _ = process(given).factors(torch.linspace(.01, .99, 99, dtype=torch.float64))
+    return f"{process(given).predicts} {fingerprint(signal)}"
 
 def _split(state):
     "The tensors of a hook's state, and the rest."
@@ -236,8 +252,12 @@ def precision()->str: # "bf16", or "no" for float32
 def accelerator()->Accelerator: # of this process
     return Accelerator(mixed_precision=precision())
 
-def _check_start(model, cfg, acc):
+def _check_start(model, cfg, acc, data, cond):
     "What is wrong is said before anything is trained."
+    for name, rows in (cond or {}).items():
+        if isinstance(rows, Tensor) and len(rows) == len(data): continue
+        given = f"{len(rows)} rows" if isinstance(rows, Tensor) else type(rows).__name__
+        raise ValueError(f"cond[{name!r}] must be a tensor with a row for each of the {len(data)} images; got {given}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model requires a gradient: nothing to train")
     if cfg.batch_size % acc.num_processes:
@@ -251,13 +271,13 @@ def _check_finite(losses, first, folder):
         raise FloatingPointError(f"{where}. Lower the learning rate or check the data")
 
 # %% ../nbs/27_training.ipynb #8cb9d3f0
-def _begin(model, data, cfg, hooks, path):
+def _begin(model, data, cfg, hooks, path, cond):
     "A `Progress`, fresh or resumed."
     settings = dict(lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
     optimizer = torch.optim.AdamW(model.parameters(), **settings, fused=True)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)).requires_grad_(False)
     _call(hooks, "attach", model, optimizer, ema.module)
-    recipe = _recipe(cfg, model, data, hooks) if path else {}
+    recipe = _recipe(cfg, model, data, hooks, cond) if path else {}
     now = Progress(model, ema, optimizer, hooks, recipe, losses=[])
     if path and path.exists(): load_checkpoint(path, now)
     else: _call(hooks, "after_step", 0)
@@ -305,27 +325,28 @@ class _Log:
         self.saved = time.monotonic()
 
 # %% ../nbs/27_training.ipynb #bccb01a0
-def train(model:nn.Module, # trained in place; built by `sparsedm.models`, sparse or not
+def train(model:nn.Module, # trained in place, sparse or not; any that `diffusion.predict` can ask
     images:Images|States, # what to learn from
     cfg:TrainConfig, # the recipe
     folder=None, # where the checkpoint lives; None: nothing is written and nothing resumed
-    loss_fn:Callable=noise_loss, # (model, x_0, t, noise) → scalar
+    loss_fn:Callable=None, # (model, x_0, t, noise) → scalar; None: `noise_loss` of cfg.process
     hooks=(), # see above
     save_every:int=500, # steps between checkpoints; in one process also each minute, and when `after_step` stops it
     log_every:int=20, # steps between looks at the loss
     progress:bool=True, # show a bar with loss and images per second
     encode:Callable=to_float, # uint8 images → states
+    cond:dict=None, # further arguments of the model, each a tensor with a row for each image
     )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss; .attrs["seconds"] counts all parts)
     "Train or resume; on a CPU a resumed run ends bit for bit where an unbroken one ends."
     acc, folder = accelerator(), Path(folder) if folder else None
-    _check_start(model, cfg, acc)
+    _check_start(model, cfg, acc, images, cond)
     model, data = model.to(acc.device).train(), _near(images, acc.device)
-    hooks = [MaskedDecay(cfg.decay), *hooks]
-    now = _begin(model, images, cfg, hooks, folder and folder/"checkpoint.safetensors")
+    hooks, loss_fn = [MaskedDecay(cfg.decay), *hooks], loss_fn or partial(noise_loss, process=cfg.process)
+    now = _begin(model, images, cfg, hooks, folder and folder/"checkpoint.safetensors", cond)
     net, opt = acc.prepare(torch.compile(model) if cfg.compile else model, now.optimizer)
     micro, log = cfg.batch_size, _Log(now, cfg, acc, folder, progress)
     while now.step < cfg.steps:
-        drawn = batch(data, cfg, now.step, acc.process_index, acc.num_processes, acc.device, encode)
+        drawn = batch(data, cfg, now.step, acc.process_index, acc.num_processes, acc.device, encode, cond)
         loss, micro = _step(now, cfg, net, opt, drawn, loss_fn, micro, acc)
         log.add(loss)
         _after(now, log, save_every, log_every)
