@@ -129,6 +129,7 @@ def load_model(path, # a file written by `save_model`
     )->nn.Module: # on the CPU, in eval mode; sparse if it was saved sparse
     "Rebuild a saved model; a missing, damaged or foreign file raises an error that names it."
     state, meta = load_tensors(path)
+    if "packed" in meta: raise ValueError(f"{path} is packed; `packing.load_packed` reads it")
     if "model" not in meta: raise ValueError(f"{path} does not hold a model")
     for k, v in expected.items():
         if meta.get(k) != v:
