@@ -381,6 +381,13 @@ def _check_call(model, inputs, kwargs, choice):
     if not any(isinstance(a, Tensor) and a.dim() and len(a) for a in tree_flatten((inputs, kwargs))[0]):
         raise ValueError("inputs must be those of a batch of at least one image; got none")
 
+def _pack_for_good_(model, choice, backend):
+    "Swap the layers; a file of what is packed for one machine would be of no use."
+    def refuse(model, prefix, keep_vars):
+        how = "save the baked model, and call accelerate_ after loading"
+        raise RuntimeError(f"the weights are packed for this machine; {how}")
+    swap_layers(model, choice.layers, backend).register_state_dict_pre_hook(refuse)
+
 def _type_for(model, dtype, backend):
     if dtype is not None: check_kind(torch.dtype, dtype=dtype)
     wanted = dtype or backend.dtype or _home(model).dtype
@@ -431,7 +438,7 @@ def accelerate_(model:nn.Module, # baked; goes to `dtype` and changes in place, 
         else:
             _check_products(choice, model, args, kwargs)
             _check_weights(choice, model, backend)
-        if "sparse" in choice.chosen: swap_layers(model, choice.layers, backend)
+        if "sparse" in choice.chosen: _pack_for_good_(model, choice, backend)
         fast = Replay(model, _length((args, kwargs)), "compiled" in choice.chosen)
     fast.choice = choice
     return fast

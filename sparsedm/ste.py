@@ -15,7 +15,7 @@ import torch
 from torch import nn, Tensor
 from . import __version__
 from .declare import PREPARE
-from .layers import layer_patterns, weight_layers, why_never
+from .layers import check_model, layer_patterns, weight_layers, why_never
 from .masking import kernels_for, nm_mask, nm_weight, parse_pattern, why_dense
 
 # %% ../nbs/01_ste.ipynb #ebe1e19b
@@ -205,6 +205,7 @@ def sparsity_of(module:nn.Module # any module
 def sparse_layers(model:nn.Module # any model
     )->dict: # fully qualified name → module whose weight is N:M-sparse
     "The layers made sparse by `sparsify_`, by name."
+    check_model(model)
     return {name: module for name, module in model.named_modules() if sparsity_of(module) is not None}
 
 def dense_weight(module:nn.Module # a layer with a weight, sparse or not

@@ -13,6 +13,7 @@ from torch import nn, Tensor
 from .data import Images
 from .declare import LOSSES
 from .diffusion import answer_of, predict, q_sample, sample, target, to_uint8
+from .layers import check_model
 from .ste import check_dense
 
 # %% ../nbs/02_transfer.ipynb #6b0f2a11
@@ -31,6 +32,14 @@ def _mean_square(error, mask):
     return (torch.where(mask, points, 0.).sum(1) / mask.sum(1)).mean()
 
 # %% ../nbs/02_transfer.ipynb #00d9b7b0
+@torch.no_grad()
+def _taught(teacher, x_t, t, cond, process):
+    "The teacher's answer; what it cannot take is said to be so."
+    try: return predict(teacher, x_t, t, cond, process)
+    except torch.OutOfMemoryError: raise
+    except RuntimeError as e:
+        raise ValueError(f"the teacher does not take what the student learns, {tuple(x_t.shape)}: {e}") from e
+
 def transfer_loss(
     teacher:nn.Module, # dense, trained; frozen here
     lambda_teacher:float=.1, # λ₁ of Eq. 11: weight of ‖teacher − student‖²
@@ -39,13 +48,14 @@ def transfer_loss(
     )->Callable: # a loss (student, x_0, t, noise, cond=None, mask=None) → scalar, for `training.train`
     "The loss of Eq. 11: match the dense teacher and the true noise at the same (x_t, t)."
     _check_weights(lambda_teacher, lambda_noise)
+    check_model(teacher)
     check_dense(teacher, "transfer_loss")
     teacher.eval().requires_grad_(False)
 
     def loss(student, x0, t, noise, cond=None, mask=None):
         if student is teacher: raise ValueError("student and teacher are one model; give the teacher as a copy")
         x_t = q_sample(x0, t, noise, process)
-        with torch.no_grad(): taught = predict(teacher.to(x_t.device), x_t, t, cond, process)
+        taught = _taught(teacher.to(x_t.device), x_t, t, cond, process)
         said = predict(student, x_t, t, cond, process)
         from_teacher = _mean_square(taught - said, mask)
         from_noise = _mean_square(target(x0, t, noise, process) - said, mask)

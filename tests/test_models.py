@@ -75,6 +75,26 @@ def test_a_model_of_diffusers(name, tmp_path):
     torch.testing.assert_close(fast(**inputs, return_dict=False)[0], before, atol=1e-4, rtol=1e-3)
 
 
+def test_a_pipeline_draws_with_an_accelerated_part(tmp_path):
+    arguments = dict(CONDITIONED, block_out_channels=(64, 128), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+    unet = bake_(sparsify_(diffusers.UNet2DConditionModel(**arguments), "1:8"))
+    vae, _ = made("AutoencoderKL")
+    nothing = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    pipe = diffusers.StableDiffusionPipeline(vae, unet=unet, scheduler=diffusers.DDIMScheduler(), **nothing,
+                                             requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    texts = dict(prompt_embeds=torch.randn(2, 3, 16), negative_prompt_embeds=torch.randn(2, 3, 16))
+    settings = dict(num_inference_steps=3, guidance_scale=4., output_type="np")
+    def draw(): return torch.from_numpy(pipe(**texts, **settings, generator=torch.Generator().manual_seed(0)).images)
+    before = draw()
+    inputs = dict(sample=torch.randn(4, 4, 8, 8), timestep=torch.tensor(3), encoder_hidden_states=torch.randn(4, 3, 16))
+    pipe.unet = accelerate_(copy.deepcopy(unet), (), kwargs=inputs, compile=False, progress=False)
+    torch.testing.assert_close(draw(), before, atol=1e-3, rtol=1e-3)
+    if "sparse" in pipe.unet.choice.chosen:
+        with pytest.raises(RuntimeError, match="packed for this machine"): pipe.unet.save_pretrained(tmp_path)
+
+
 class Mixed(nn.Module):
     "All that cannot be sparse, and two layers that can."
     def __init__(self):
