@@ -205,4 +205,4 @@ def main(arguments=None # of the command line
     return 0
 
 # %% ../nbs/51_command.ipynb #654dd325
-if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # not in a notebook
