@@ -41,7 +41,7 @@ _scale("s2s-smoke", (0,), short_sweeps=True,
 _scale("s2s-demo", (0, 1, 2), short_sweeps=True, fewer=dict(s2s_topology=1, s2s_steps=1),
     ldm=_net("digits-ldm", "digits-latent", 160, 4e-3, Measure("digits-cnn", 512, "dpm-solver", 16)),
     chiro=_net("chiro-tiny", "kanji", 160, 6e-3, Measure("kanji-cnn", 256, "ddpm", 35)))
-_scale("evidence-s2s", (0, 1, 2), fewer=dict(s2s_topology=2, s2s_steps=2, s2s_longer=2),
+_scale("evidence-s2s", (0, 1, 2), fewer=dict(s2s_topology=2, s2s_steps=2),
     ldm=_net("fashion-ldm", "fashion-latent", 1_200, 2e-3, Measure("fashion-cnn", 2_000, "dpm-solver", 25)),
     chiro=_net("chiro-small", "kanji", 1_000, 4e-3, Measure("kanji-cnn", 1_000, "ddpm", 35)))
 
