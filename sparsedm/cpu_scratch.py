@@ -6,6 +6,7 @@
 __all__ = ['Entries', 'EntryLinear', 'EntryConv2d', 'entries_', 'plain_', 'EntryTopology']
 
 # %% ../nbs/12f_cpu_scratch.ipynb #12fa0003
+from collections import Counter
 from dataclasses import replace
 import torch
 from torch import nn, Tensor
@@ -144,7 +145,11 @@ def entries_(model:nn.Module, # dense, float32, on a CPU; changed in place
     )->nn.Module: # the same model
     "Give Linear and Conv2d layers only the weights of a topology."
     layers = dict(model.named_modules())
-    for name, mask in masks.items(): _check_mask(name, layers.get(name.removesuffix(".weight")), mask)
+    users = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    for name, mask in masks.items():
+        layer = layers.get(name.removesuffix(".weight"))
+        _check_mask(name, layer, mask)
+        if users[id(layer.weight)] > 1: raise ValueError(f"{name} is shared with another layer; untie them")
     for name, mask in masks.items():
         layer = layers.pop(name.removesuffix(".weight"))   # so that the dense weight goes
         if mask.all(): continue   # stays dense
@@ -152,6 +157,7 @@ def entries_(model:nn.Module, # dense, float32, on a CPU; changed in place
         model.set_submodule(name.removesuffix(".weight"), kind(layer, mask))
     return model
 
+# %% ../nbs/12f_cpu_scratch.ipynb #12fplain
 def plain_(model:nn.Module # with layers of entries; changed in place
     )->nn.Module: # the same model, dense layers with zeros
     "Back to ordinary layers, for evaluation, files, and `accelerate_`."
@@ -167,6 +173,9 @@ class _Looking(Topology):
         self.layers = {name: m for name, m in model.named_modules() if isinstance(m, Entries)}
         self.averages = {name: ema.get_submodule(name) for name in self.layers}
         if not self.layers: raise ValueError(f"{type(model).__name__} has no layer of entries; call entries_ first")
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not all(id(layer.value) in trained for layer in self.layers.values()):
+            raise ValueError("the optimizer does not hold the entries; make it after entries_")
         self.look_ahead(0)
 
     def before_step(self, step): pass

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOPOLOGIES', 'REGROW', 'UPDATES', 'maskable', 'densities', 'counts', 'check_group', 'grouped', 'ungrouped',
-           'layer_counts', 'draw_masks', 'prune_and_regrow', 'Moves', 'Topology', 'topology_of']
+           'layer_counts', 'draw_masks', 'prune_and_regrow', 'Moves', 'Topology', 'moves_of', 'topology_of']
 
 # %% ../nbs/03_dynamic.ipynb #d03a0003
 import math
@@ -191,6 +191,9 @@ class Moves:
     def due(self, step:int, steps:int)->bool: # after `step` of `steps`
         return bool(self.regrow) and 0 < step <= self.until * steps and step % self.every == 0 and step < steps
 
+    def times(self, steps:int)->int: # updates in a training of so many steps
+        return sum(self.due(step, steps) for step in range(1, steps))
+
     def share(self, step:int, steps:int)->float: # that moves there
         return self.p * .5 * (1 + math.cos(math.pi * step / (self.until * steps))) if self.anneal else self.p
 
@@ -211,7 +214,7 @@ class _Kept:
         "Zero what the topology does not have."
         self.masks = masks
         for weights in (self.weights, self.average):
-            for name, mask in masks.items(): weights[name].masked_fill_(~mask, 0.)
+            for name in weights.keys() & masks.keys(): weights[name].masked_fill_(~masks[name], 0.)
 
     def state(self)->dict: return {"settings": self.settings} | {f"mask.{k}": mask for k, mask in self.masks.items()}
 
@@ -251,7 +254,8 @@ class _Moving(_Kept):
         "Zero what was pruned and what regrew: the weight, its average, and the moments of the optimizer."
         w = self.weights[name]
         moments = [v for v in self.optimizer.state.get(w, {}).values() if isinstance(v, Tensor) and v.shape == w.shape]
-        for x in (w, self.average[name], *moments): x.masked_fill_(changed, 0.)
+        averaged = [self.average[name]] if name in self.average else []
+        for x in (w, *averaged, *moments): x.masked_fill_(changed, 0.)
 
 # %% ../nbs/03_dynamic.ipynb #d03a001a
 class Topology(_Moving):
@@ -268,9 +272,9 @@ class Topology(_Moving):
         self.moves, self.seed, self.scores = moves, seed, {}
         self.settings = asdict(moves) | {k: getattr(self, k) for k in _SETTINGS}   # a checkpoint's must be the same
 
-    def attach(self, model, optimizer, ema):
+    def attach(self, model, optimizer, ema=None): # ema: a copy that averages its weights, if there is one
         check_baked(model)
-        self.model, self.average, self.optimizer = model, maskable(ema), optimizer
+        self.model, self.average, self.optimizer = model, maskable(ema) if ema is not None else {}, optimizer
         self.weights = {name: w for name, w in maskable(model).items() if w.requires_grad}
         if not self.weights: raise ValueError(f"{type(model).__name__}: no Linear, Conv or recurrent layer to train")
         self.use(draw_masks(self.weights, self.sparsity, self.topology, self.group, self.seed))
@@ -288,15 +292,20 @@ class Topology(_Moving):
 # %% ../nbs/03_dynamic.ipynb #d03a0027
 UPDATES = 20   # of a run that does not say how many
 
+def moves_of(options:dict, # of a run
+    steps:int, # of its training
+    )->Moves: # at least as many as it says; more where the steps do not divide among them
+    "The updates of a run."
+    moves = {k: options[k] for k in ("regrow", "p", "anneal", "until") if k in options}
+    until, updates = moves.get("until", Moves.until), options.get("updates", UPDATES)
+    if not _is_whole(updates): raise ValueError(f"updates must be a whole number from 1; got {updates!r}")
+    return Moves(every=max(1, int(until * steps / updates)), **moves)
+
 def topology_of(run # with "sparsity" in its options
     )->Topology:
     "The hook of a run that is sparse from scratch."
     own = dict(run.options)
-    moves = {k: own[k] for k in ("regrow", "p", "anneal", "until") if k in own}
-    until, updates = moves.get("until", Moves.until), own.get("updates", UPDATES)
-    if not _is_whole(updates): raise ValueError(f"updates must be a whole number from 1; got {updates!r}")
-    every = max(1, int(until * run.steps / updates))
     kinds = {k: own[k] for k in ("topology", "group") if k in own}
-    return Topology(own["sparsity"], run.steps, moves=Moves(every=every, **moves), seed=run.seed, **kinds)
+    return Topology(own["sparsity"], run.steps, moves=moves_of(own, run.steps), seed=run.seed, **kinds)
 
 HOOKS.add(Hook("topology", make=lambda run, folder: topology_of(run), when=lambda run: "sparsity" in run.options))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 import pandas as pd
 from .. import latent, strokes
-from ..dynamic import UPDATES, Moves, layer_counts, maskable
+from ..dynamic import Moves, layer_counts, maskable, moves_of
 from ..files import read_json, root
 from ..macs import count_macs
 from . import sparsedm
@@ -139,7 +139,7 @@ def costs(model:str, # row of PRESETS
     own, whole = ({m: sum(n[k] for k in weights if k.rpartition(".")[0] == m) for m in macs} for n in (kept, sizes))
     sparse = products + sum(v * own[m] / whole[m] for m, v in macs.items() if whole[m])
     dense = products + sum(v for m, v in macs.items() if whole[m])
-    updates = min(options.get("updates", UPDATES), steps) if options.get("regrow") == "gradient" else 0
+    updates = moves_of(options, steps).times(steps) if options.get("regrow") == "gradient" else 0
     looks = updates / max(steps, 1)
     training = (3 * sparse + looks * (dense - sparse)) / (3 * dense)
     return dict(parameters=parameters - sum(sizes.values()) + sum(kept.values()), forward=sparse / dense,
@@ -192,9 +192,11 @@ def measured_seconds()->pd.DataFrame: # device, network, zeros, step, sampling; 
         found += [dict(device=device, network=network, zeros=z, **_ratios(*parts, z)) for z in at]
     return pd.DataFrame(found)
 
+# %% ../../nbs/41_s2s.ipynb #41second
 def seconds_columns()->dict: # heading → function of a group of rows with a `sparsity`, for `figures.summary`
     "How many times as fast as dense, measured; – where no sparse kernel was timed, as for recurrent layers."
     times = measured_seconds()
+    times = times[times.device == times.device.iloc[-1]]   # of one machine
     def ratio(group, what):
         first = group.iloc[0]
         own = times[times.network == first.model]
