@@ -212,6 +212,7 @@ def _home(model): # an empty parameter of its floating-point type, on its device
 # %% ../nbs/14_accelerate.ipynb #2b8f00d8
 class Replay(nn.Module):
     "A denoiser for sampling, on a GPU captured once and replayed; call it like the model."
+    accelerated = True   # nothing else is to be done to it
     def __init__(self, model:nn.Module, # in eval mode, at its final type and device
         batch:int, # images of a captured step; smaller batches are padded, larger ones cut in pieces
         compile:bool=False, # torch.compile its blocks first, in place

@@ -11,7 +11,7 @@ __all__ = ['PREDICTIONS', 'BETA_MIN', 'BETA_MAX', 'Prediction', 'Process', 'VP',
            'SAMPLERS']
 
 # %% ../nbs/20_diffusion.ipynb #9d0b89e1
-import math, operator, reprlib
+import inspect, math, operator, reprlib
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -106,6 +106,7 @@ def process(
     **changes, # fields that differ, such as `predicts="v"` or, for a process of steps, `T=35`
 )->Process:
     "The process of this name, with these changes."
+    if isinstance(name, type): raise TypeError(f"process: an instance expected, got the class {name.__name__}")
     found = _of_scheduler(name) if hasattr(name, "step") and hasattr(name, "config") else PROCESSES.named(name)
     return replace(found, **changes) if changes else found
 
@@ -298,6 +299,9 @@ def _listed(betas): return lambda first, last, T: betas   # one function for one
 def _of_scheduler(scheduler):
     "The process of a scheduler; `ValueError` for one that is neither a chain nor a flow"
     name, asked = type(scheduler).__name__, scheduler.config.get("prediction_type")
+    told, T = scheduler.config.get("timestep_type", "discrete"), scheduler.config.get("num_train_timesteps", 1000)
+    if told != "discrete" or name.startswith("FlowMatch") and T != 1000:
+        raise ValueError(f"process: {name} tells its network times that no process here knows ({told}, {T} steps)")
     if name.startswith("FlowMatch") or scheduler.config.get("use_flow_sigmas"): return PROCESSES.named("flow")
     kinds = dict(epsilon="noise", v_prediction="v", flow_prediction="flow")
     if not hasattr(scheduler, "betas") or asked not in kinds:
@@ -316,6 +320,32 @@ def answer_of(out # what a network returned: a tensor, an object or a dict with 
     if isinstance(found, Tensor): return found
     raise TypeError(f"model: a Tensor, or `.sample`, expected, got {type(out).__name__}")
 
+# %% ../nbs/20_diffusion.ipynb #d00time0
+def _home(model):
+    "Device and type of the model's floating-point parameters; CPU and float32 for a plain function"
+    ps = model.parameters() if isinstance(model, nn.Module) else ()
+    return next(((p.device, p.dtype) for p in ps if p.is_floating_point()), (torch.device("cpu"), torch.float32))
+
+@lru_cache
+def _time_name(kind): # None: the second argument
+    "How a network's time is called, if it is not the second argument"
+    names = list(inspect.signature(kind.forward).parameters)[1:]
+    return next((n for n in ("timestep", "timesteps") if n in names[2:]), None)
+
+def _asked(model, x_t, told, cond):
+    "What a network answers, whatever the order of its arguments"
+    kind = type(model)
+    if how := _TOLD_OTHERWISE.get(kind.__name__):
+        raise ValueError(f"model: {kind.__name__} {how}; give it in a function (x, t, **cond)")
+    if _home(model)[1] in (torch.bfloat16, torch.float16): x_t = x_t.to(_home(model)[1])
+    name = _time_name(kind) if isinstance(model, nn.Module) else None
+    return model(x_t, told, **cond) if name is None else model(x_t, **{name: told}, **cond)
+
+_UNIT = "is told a time from 0 to 1"
+_TOLD_OTHERWISE = dict(FluxTransformer2DModel=_UNIT, AuraFlowTransformer2DModel=_UNIT, ChromaTransformer2DModel=_UNIT,
+                       Lumina2Transformer2DModel="is told the time that is left, and answers with the other sign")
+
+# %% ../nbs/20_diffusion.ipynb #d00pred0
 def predict(
     model:Callable, # network `model(x_t, model_time, **cond)`; see `answer_of`
     x_t:Tensor, # (B, ...) noisy images or other states
@@ -326,8 +356,7 @@ def predict(
     "What `model` answers"
     # float32 whatever the model computes in: bfloat16 cannot tell 998 from 1000
     told = _process(process).model_time(_times(t, x_t).float())
-    out = model(x_t, told, **(cond or {}))
-    out = answer_of(out)
+    out = answer_of(_asked(model, x_t, told, cond or {}))
     if out.shape != x_t.shape:
         raise ValueError(f"model: a prediction of shape {tuple(x_t.shape)} expected, got {tuple(out.shape)}; "
                          "a model that also predicts a variance must be wrapped to return the noise alone")
@@ -559,11 +588,6 @@ def _sampling(model):
         with torch.no_grad(), parametrize.cached(), computed_once(): yield
     finally:
         for m, mode in modes: m.training = mode
-
-def _home(model):
-    "Device and type of the model's floating-point parameters; CPU and float32 for a plain function"
-    ps = model.parameters() if isinstance(model, nn.Module) else ()
-    return next(((p.device, p.dtype) for p in ps if p.is_floating_point()), (torch.device("cpu"), torch.float32))
 
 # %% ../nbs/20_diffusion.ipynb #d000002b
 def _check_counts(**counts):

@@ -27,6 +27,8 @@ def _adapters(model):
 
 def check_model(model):
     "`TypeError` for what is no model, such as a pipeline or a state dict."
+    if getattr(type(model), "accelerated", False):
+        raise TypeError("model is what accelerate_ returned, whose weights are packed; take the baked one")
     if isinstance(model, nn.Module): return
     parts = getattr(model, "components", None)
     hint = ""
@@ -53,7 +55,8 @@ def why_never(module:nn.Module # any
 
 # %% ../nbs/00a_layers.ipynb #d3b85c2d
 ENDS = ("*embed*", "caption_projection*", "adaln_single*", "*conv_in", "*conv_out", "*quant_conv", "proj_in",
-        "proj_out*", "norm_out*", "patchify_proj", "final_layer*", "lm_head", "head", "input_blocks.0.*", "out.*")
+        "proj_out*", "norm_out*", "patchify_proj", "time_mlp*", "time_step_proj*", "*encoder_proj", "mlm_layer*",
+        "encoder_hidden_states_proj", "final_layer*", "lm_head", "head", "input_blocks.0.*", "out.*")
 
 LAYERS = {
     "paper": lambda module, fqn: True,

@@ -189,6 +189,7 @@ def one_shot_(model:nn.Module, # trained and dense; changed in place
     pruned = sparse_layers(make(copy.deepcopy(model)))   # errors come here, before anything changes
     patterns = {name: sparsity_of(layer).pattern for name, layer in pruned.items() if name not in before}
     if choose is None: return make(model)
+    _check_own_weights(model, patterns, method)
     if calibrate is None: calibrate = _on_images(images, n, seed, encode, process)
     H = _second_moments(model, patterns, calibrate if callable(calibrate) else _on_calls(calibrate))
     masks = _write_weights_(model, {name: partial(_by_groups, choose, H[name], p, damping)
@@ -198,6 +199,11 @@ def one_shot_(model:nn.Module, # trained and dense; changed in place
     return model
 
 # %% ../nbs/04_one_shot.ipynb #c5d90e17
+def _check_own_weights(model, names, method):
+    weights = [id(model.get_submodule(name).weight) for name in names]
+    if len(set(weights)) == len(weights): return
+    raise ValueError(f"two layers share a weight, and {method} sees other inputs in each; untie them")
+
 def _check_one_shot(method, images, damping, calibrate):
     if method not in ONE_SHOT: raise ValueError(f"method must be one of {', '.join(ONE_SHOT)}; got {method!r}")
     if ONE_SHOT[method] and images is None and calibrate is None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ESTIMATORS', 'DECAYS', 'NMSparse', 'dense_names', 'SparseLayer', 'make_sparse_', 'computed_once', 'sparsity_of',
            'sparse_layers', 'dense_weight', 'check_dense', 'check_baked', 'add_masked_decay_', 'sparsity_config',
-           'note_', 'sparsify_', 'layer_report', 'sparsity_report', 'bake_']
+           'noted', 'note_', 'sparsify_', 'layer_report', 'sparsity_report', 'bake_']
 
 # %% ../nbs/01_ste.ipynb #2f9c25b4
 import math, warnings, weakref
@@ -337,15 +337,30 @@ def sparsity_config(model:nn.Module # sparse, or not any more
     facts = [dict(pattern=p, estimator=e, lambda_w=w, layers=names) for (p, e, w), names in groups.items()]
     return dict(version=__version__, groups=facts)
 
-def note_(model, **facts): # facts: such as baked=True
+def noted(part:nn.Module)->dict: # {} if there is none
+    "The note in a model's configuration."
+    config = getattr(part, "config", None)
+    found = config.get("_sparsedm") if isinstance(config, dict) else getattr(config, "sparsedm", None)
+    return found or {}
+
+# %% ../nbs/01_ste.ipynb #01ste043
+def note_(model, baked=False): # baked: those that are sparse are about to be
     "Keep its `sparsity_config` in the configuration of each part that has one."
     for part in model.modules():
         of_diffusers = hasattr(part, "register_to_config")
         if not of_diffusers and not hasattr(getattr(part, "config", None), "to_dict"): continue   # as of transformers
-        config = sparsity_config(part) | facts
+        config = sparsity_config(part)
+        config["groups"] = [g | dict(baked=baked) for g in config["groups"]] + _baked_before(part, config)
         if not config["groups"]: continue
         if of_diffusers: part.register_to_config(_sparsedm=config)
         else: part.config.sparsedm = config
+
+def _baked_before(part, config):
+    "Groups of an earlier note whose layers were baked, and are not sparse again."
+    before, again = noted(part), {name for g in config["groups"] for name in g["layers"]}
+    old = [g for g in before.get("groups", ()) if g.get("baked", before.get("baked"))]
+    left = [g | dict(baked=True, layers=[name for name in g["layers"] if name not in again]) for g in old]
+    return [g for g in left if g["layers"]]
 
 # %% ../nbs/01_ste.ipynb #8390c04c
 def _users(model):
@@ -355,15 +370,23 @@ def _users(model):
         for p in module._parameters.values(): users.setdefault(id(p), []).append(name)
     return users
 
-def check_weights(model, layers):
+def check_weights(model, layers, patterns=None):
     "`ValueError` for a layer whose weight cannot be replaced by another."
     users = _users(model)
     for name, layer in layers.items():
+        among = {patterns[user] for user in users[id(layer.weight)] if user in layers} if patterns else ()
+        if len(among) > 1: raise ValueError(f"{name}.weight is shared by layers with {' and '.join(sorted(among))}")
         dense = [user for user in users[id(layer.weight)] if user not in layers]
         if dense:
             raise ValueError(f"{name}.weight is shared with {dense[0]}, which stays dense; "
                              f"untie them, or leave it out with exclude=[{name!r}]")
         if not torch.isfinite(layer.weight).all(): raise ValueError(f"{name}.weight has non-finite values")
+
+# %% ../nbs/01_ste.ipynb #01ste042
+def _warn_of_dense(patterns, fitting, named):
+    "What was asked for by name, and cannot be, should not go unnoticed."
+    dense = [name for name in patterns if name not in fitting] if named else ()
+    if dense: warnings.warn(f"{', '.join(dense[:3])} cannot carry the pattern and stay dense ({len(dense)} layers)")
 
 # %% ../nbs/01_ste.ipynb #1e935125
 def sparsify_(model:nn.Module, # changed in place
@@ -382,7 +405,8 @@ def sparsify_(model:nn.Module, # changed in place
         raise ValueError(f"lambda_w must be a finite number ≥ 0; got {lambda_w!r}")
     patterns = layer_patterns(model, pattern, layers, targets, exclude, filter_fn)
     fitting = _fitting(model, patterns)
-    check_weights(model, fitting)
+    check_weights(model, fitting, patterns)
+    _warn_of_dense(patterns, fitting, named=targets is not None or isinstance(pattern, dict))
     for name, layer in fitting.items():
         make_sparse_(layer, NMSparse(layer.weight, patterns[name], estimator, lambda_w))
     note_(model)
