@@ -10,19 +10,20 @@ import argparse, shutil, sys
 from dataclasses import dataclass
 from pathlib import Path
 import torch
+from safetensors import safe_open
 from torch import nn
-from .accelerate import accelerate_, explain
+from .accelerate import accelerate_, explain, pattern_of
 from .checkpoints import save_model
 from .data import image_grid, load_images
 from .declare import FAMILIES, load_papers
-from .diffusion import sample, to_uint8
+from .diffusion import process, sample, to_uint8
 from .files import read_json
-from .like import sparsify_like_, sparsify_zeros_
+from .like import sparsify_zeros_
 from .models import LIBRARIES, config_of
 from .no_data import mend, own_samples
 from .one_shot import ONE_SHOT, one_shot_
 from .packing import save_packed
-from .share import denoiser_of, load_shared
+from .share import denoiser_of, load_shared, local
 from .ste import bake_, sparse_layers, sparsity_report
 
 # %% ../nbs/51_command.ipynb #047ba390
@@ -33,6 +34,7 @@ class Opened:
     model:nn.Module
     process:object          # row of PROCESSES, a scheduler of diffusers, or None: not known
     folder:Path|None        # of a pipeline
+    dtype:torch.dtype       # of its numbers; the network itself is in float32
 
     @property
     def shape(self): # of one state, (C, H, W)
@@ -56,13 +58,17 @@ class Opened:
 # %% ../nbs/51_command.ipynb #51ebd44b
 def _open(args):
     "The network at a path, as it was saved."
-    model = load_shared(args.path)
-    folder = Path(args.path) if (Path(args.path)/"model_index.json").is_file() else None
-    noted = folder/denoiser_of(folder) if folder else Path(args.path)
-    config = read_json(noted/"config.json") if (noted/"config.json").is_file() else {}
-    note = config.get("_sparsedm") or dict(baked=True)
-    if not note.get("baked"): sparsify_like_(model, noted)
-    return Opened(str(args.path), model, getattr(args, "process", None) or _process_of(model, folder), folder)
+    where = local(args.path)
+    model = load_shared(where)
+    folder = where if (where/"model_index.json").is_file() else None
+    process = getattr(args, "process", None) or _process_of(model, folder)
+    return Opened(str(args.path), model, process, folder, _type_in(where/denoiser_of(where) if folder else where))
+
+def _type_in(where): # of the numbers in a folder or file, as what is written should have it
+    file = next(iter(sorted(where.glob("*.safetensors"))), where) if where.is_dir() else where
+    with safe_open(str(file), "pt") as f:
+        types = (f.get_tensor(name).dtype for name in f.keys())
+        return next((t for t in types if t.is_floating_point), torch.float32)
 
 def _process_of(model, folder):
     kind = config_of(model)["kind"]
@@ -75,20 +81,41 @@ def _process_of(model, folder):
     if known: return kind.from_pretrained(str(folder/"scheduler"))
     raise ValueError(f"{folder}: diffusers has no scheduler {name!r}")
 
+# %% ../nbs/51_command.ipynb #51write0
 def _write(opened, to):
     "The network, and all else of a pipeline that it is from."
-    to = Path(to)
-    if to.exists(): raise FileExistsError(f"{to} exists already; choose another --to")
-    if opened.folder: shutil.copytree(opened.folder, to, ignore=shutil.ignore_patterns(denoiser_of(opened.folder)))
-    target = to/denoiser_of(opened.folder) if opened.folder else to
-    if config_of(opened.model)["kind"] in LIBRARIES: opened.model.save_pretrained(target)
-    else: save_model(opened.model, target/"model.safetensors")
+    to, model = _free(to), nn.Module.to(opened.model, opened.dtype)
+    begun = to.with_name(f"{to.name}.unfinished")   # what is there under its name is whole
+    shutil.rmtree(begun, ignore_errors=True)
+    try:
+        part = denoiser_of(opened.folder) if opened.folder else "."
+        if opened.folder: shutil.copytree(opened.folder, begun, ignore=shutil.ignore_patterns(part))
+        if config_of(model)["kind"] in LIBRARIES: model.save_pretrained(begun/part)
+        else: save_model(model, begun/part/"model.safetensors")
+        begun.rename(to)
+    finally: shutil.rmtree(begun, ignore_errors=True)
     print(f"wrote {to}")
+
+def _free(to):
+    if Path(to).exists(): raise FileExistsError(f"{to} exists already; choose another --to")
+    return Path(to)
+
+def _check_pictures(opened):
+    "Refuse a pipeline in which more than the network makes the picture."
+    parts = read_json(opened.folder/"model_index.json") if opened.folder else {}
+    others = [k for k, v in parts.items() if isinstance(v, list) and v[0] and k not in _OWN]
+    if others: raise ValueError(f"{opened.path} has {', '.join(others)} as well; sample it with diffusers")
+
+_OWN = ("scheduler", "unet", "transformer")   # parts of a pipeline that are known here
 
 # %% ../nbs/51_command.ipynb #35aaac11
 def _report(args):
     "Layers, patterns, and the weights that are kept."
-    print(sparsity_report(_open(args).model).to_string())
+    model = _open(args).model
+    report = sparsity_report(model)
+    is_layer = report["shape"].astype(bool)
+    report["zeros"] = [pattern_of(model.get_submodule(name).weight) if own else "" for name, own in is_layer.items()]
+    print(report.drop(columns="estimator").to_string())
 
 def _samples(opened, args):
     "What calibrates and mends: a data set, or the network's own samples."
@@ -97,6 +124,7 @@ def _samples(opened, args):
 
 def _prune(args):
     "Masks without training, and zeros in the weights."
+    _free(args.to)
     opened, given = _open(args), dict(targets=args.targets, exclude=args.exclude)
     if ONE_SHOT[args.method]:
         opened.check_alone(f"--method {args.method}")
@@ -105,11 +133,15 @@ def _prune(args):
     print(sparsity_report(opened.model).loc["total"].to_string())
     _write(opened, args.to)
 
+# %% ../nbs/51_command.ipynb #51tune00
 def _finetune(args):
     "A short knowledge transfer from the dense model; the zeros stay."
-    opened = _open(args)
+    _free(args.to)
+    opened, teacher = _open(args), _open(argparse.Namespace(path=args.teacher, process=args.process))
+    opened.process, teacher.process = opened.process or teacher.process, teacher.process or opened.process
     opened.check_alone("finetune")
-    teacher = _open(argparse.Namespace(path=args.teacher, process=args.process))
+    if process(opened.process).predicts != process(teacher.process).predicts:
+        raise ValueError(f"{args.path} and {args.teacher} predict different things; the teacher is another's")
     samples = _samples(teacher, args)
     student = opened.model if sparse_layers(opened.model) else sparsify_zeros_(opened.model)
     settings = dict(steps=args.steps, lr=args.lr, process=opened.process, progress=args.progress)
@@ -125,7 +157,7 @@ def _bake(args):
 
 def _pack(args):
     "One file with the 2:4 weights in 16 bit and half the space."
-    if Path(args.to).suffix != ".safetensors": raise ValueError(f"--to must end in .safetensors; got {args.to}")
+    if _free(args.to).suffix != ".safetensors": raise ValueError(f"--to must end in .safetensors; got {args.to}")
     share = save_packed(_open(args).model, args.to)
     print(f"wrote {args.to}, {share:.3f} of the dense weights in 16 bit")
 
@@ -133,9 +165,8 @@ def _sample(args):
     "Pictures, as a grid in a PNG."
     opened = _open(args)
     opened.check_alone("sample")
-    if opened.folder and "vae" in read_json(opened.folder/"model_index.json"):
-        raise ValueError(f"{args.path} draws latents, which its vae decodes; sample it with diffusers")
-    if Path(args.to).suffix != ".png": raise ValueError(f"--to must end in .png; got {args.to}")
+    _check_pictures(opened)
+    if _free(args.to).suffix != ".png": raise ValueError(f"--to must end in .png; got {args.to}")
     settings = dict(process=opened.process, steps=args.steps, progress=args.progress)
     states = sample(opened.model, range(args.seed, args.seed + args.n), opened.shape, **settings)
     image_grid(to_uint8(states), ncol=8).save(args.to)
@@ -155,10 +186,10 @@ _ARGUMENTS = {
     "--pattern": dict(default="2:4", help="N:M pattern: N of M inputs are kept (default 2:4)"),
     "--method":  dict(default="magnitude", choices=list(ONE_SHOT),
                       help="magnitude needs no samples; sparsegpt is best"),
-    "--targets": dict(nargs="+", help="names, wildcards or re:… of layers; default: all but both ends and embeddings"),
+    "--targets": dict(nargs="+", help="names, wildcards or re:… of layers; default: all but ends and embeddings"),
     "--exclude": dict(nargs="+", help="layers that stay dense"),
     "--data":    dict(help="row of DATASETS; default: the dense network's own samples"),
-    "--n":       dict(type=int, default=256, help="how many samples (default 256)"),
+    "--n":       dict(type=int, default=256, help="how many samples (default 256; 1024 for finetune, 16 for sample)"),
     "--process": dict(help="row of PROCESSES, such as linear; default: that of the pipeline's scheduler"),
     "--teacher": dict(required=True, help="the dense model: a path as above"),
     "--steps":   dict(type=int, help="of the optimizer (default 300), or of the sampler (default 25)"),
@@ -199,7 +230,7 @@ def main(arguments=None # of the command line
     load_papers()
     try: args.do(args)
     except KeyboardInterrupt: return 130
-    except (ValueError, TypeError, LookupError, OSError, ImportError) as e:
+    except (ValueError, TypeError, LookupError, OSError, ImportError, ArithmeticError, RuntimeError) as e:
         print(f"sparsedm {args.command}: {e}", file=sys.stderr)
         return 1
     return 0

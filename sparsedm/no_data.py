@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from .data import States
 from .diffusion import sample
+from .one_shot import check_images
 from .ste import check_dense, sparse_layers
 from .training import TrainConfig, train
 from .transfer import transfer_loss
@@ -46,6 +47,12 @@ def mend(student:nn.Module, # sparse; trained in place
     )->nn.Module: # the average of the weights, sparse, in eval mode
     "A short knowledge transfer."
     if not sparse_layers(student): raise ValueError("the student has no sparse layers; see one_shot_, sparsify_")
+    check_images(samples)
+    batch_size = min(batch_size, len(samples))
     cfg = TrainConfig(steps, batch_size, lr, warmup=steps // 10, ema=.98, cooldown=1., process=process, seed=seed)
     loss = transfer_loss(teacher, lambda_teacher, process=process)
-    return train(student, samples, cfg, loss_fn=loss, cond=cond, progress=progress)[0]
+    return train(student, samples, cfg, loss_fn=loss, hooks=[_NoDropout()], cond=cond, progress=progress)[0]
+
+class _NoDropout:
+    "The teacher has none, nor does it drop labels; a student that did would learn something else."
+    def attach(self, model, optimizer, ema): model.eval()

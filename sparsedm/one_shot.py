@@ -46,7 +46,8 @@ def _input_rows(layer, x):
 def check_images(images):
     "`ValueError` unless it is a data set."
     if isinstance(images, (Images, States)): return
-    raise ValueError(f'images must be an Images, such as load_images("digits"); got {type(images).__name__}')
+    given = type(images).__name__
+    raise ValueError(f'images must be an Images, such as load_images("digits"), or States; got {given}')
 
 def noisy_batches(images:Images|States, # calibration data
     n:int, # how many of them

@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'learning_rate', 'batch', 'halving', 'backward', 'Mask
            'load_checkpoint', 'precision', 'accelerator', 'train']
 
 # %% ../nbs/27_training.ipynb #5021ebe8
-import json, math, os, time
+import json, math, os, time, warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -252,8 +252,13 @@ def precision()->str: # "bf16", or "no" for float32
 def accelerator()->Accelerator: # of this process
     return Accelerator(mixed_precision=precision())
 
+# %% ../nbs/27_training.ipynb #27check0
 def _check_start(model, cfg, acc, data, cond):
     "What is wrong is said before anything is trained."
+    memory = 1 / (1 - cfg.ema)   # steps that the average is over
+    if memory > 3 * cfg.steps:
+        warnings.warn(f"ema={cfg.ema} averages over {memory:,.0f} steps, and there are {cfg.steps}: what is returned "
+                      "hardly differs from the start")
     for name, rows in (cond or {}).items():
         if isinstance(rows, Tensor) and len(rows) == len(data): continue
         given = f"{len(rows)} rows" if isinstance(rows, Tensor) else type(rows).__name__
