@@ -190,7 +190,8 @@ def interface(path):
             kind = "class" if isinstance(nodes[public], ast.ClassDef) else "function"
             lines += entry(kind, public, nodes[public], thing, nodes, "::::")
             continue
-        value = textwrap.shorten(repr(thing), 200, placeholder=" …")
+        value = repr(thing) if "<" not in repr(thing) else type(thing).__name__   # no addresses, no paths
+        value = textwrap.shorten(value, 200, placeholder=" …")
         lines += [f":::{{py:data}} {public}", "", f"`{value}`", ":::", ""]
     write(f"api/{name}.md", "\n\n".join(head) + "\n\n" + "\n".join(lines))
 
