@@ -16,7 +16,7 @@ html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = html_show_sphinx = False
 html_math_renderer = "mathml"   # browsers draw it themselves
 python_maximum_signature_line_length = 80
-smartquotes = False
+smartquotes_action = "D"   # dashes only: quotation marks are those of the notebook
 
 
 # what would be drawn wrong otherwise
