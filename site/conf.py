@@ -13,7 +13,7 @@ html_theme = "furo"
 html_title = "sparsedm"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_copy_source = html_show_sourcelink = html_show_sphinx = False
+html_show_copyright = html_copy_source = html_show_sourcelink = html_show_sphinx = False
 html_math_renderer = "mathml"   # browsers draw it themselves
 python_maximum_signature_line_length = 80
 smartquotes_action = "D"   # dashes only: quotation marks are those of the notebook

@@ -19,7 +19,8 @@ STATE = """() => { const panel = window.jupyterapp.shell.currentWidget, cells = 
   return {status: panel.sessionContext.session.kernel.status, code: code.length,
     waiting: code.filter(([i, c]) => !c.executionCount).length,
     errors: outputs.filter(([i, o]) => o.output_type === 'error').map(([i, o]) => `cell ${i}: ${o.ename}: ${o.evalue}`),
-    figures: outputs.filter(([i, o]) => Object.keys(o.data || {}).some(k => k.startsWith('image/'))).map(([i, o]) => i)} }"""
+    figures: outputs.filter(([i, o]) => Object.keys(o.data || {}).some(k => k.startsWith('image/')))
+      .map(([i, o]) => i)} }"""
 SEEN = """async i => { const panel = window.jupyterapp.shell.currentWidget.content
   panel.activeCellIndex = i
   await panel.scrollToItem(i, 'center')
@@ -82,7 +83,7 @@ def jupyterlab(folder, copy):
 
 
 def run_all(page, base, path):
-    "Open it, Run → Run All Cells, wait; then its state."
+    "Open it, Run → Run All Cells, wait until the kernel is idle or it has been too long; then its state."
     page.goto(f"{base}/lab/workspaces/{Path(path).stem}/tree/{path}")   # none of the others is open
     page.wait_for_function(READY, arg=path, timeout=90_000)
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
@@ -91,14 +92,15 @@ def run_all(page, base, path):
     while time.monotonic() < end:
         time.sleep(1)
         state = page.evaluate(STATE)
-        if state["status"] == "idle" and (state["errors"] or not state["waiting"]): return state
-    raise TimeoutError(f"{path}: {state}")
+        if state["status"] == "idle" and (state["errors"] or not state["waiting"]): break
+    return state
 
 
 def faults_of(page, copy, path, state):
     "What is wrong with a notebook that has run; saves it."
     yield from state["errors"]
     if state["waiting"]: yield f"{state['waiting']} of {state['code']} code cells were not run"
+    if state["status"] != "idle": yield f"the kernel is {state['status']} after {MINUTES} minutes"
     for cell in sorted(set(state["figures"])):
         wanted, seen = state["figures"].count(cell), page.evaluate(SEEN, cell)
         if seen < wanted: yield f"cell {cell}: {seen} of {wanted} figures can be seen"
@@ -125,6 +127,13 @@ def changes(old, new):
     yield from (f"saved with another cell: {b}" for a, b in zip(old["cells"], new["cells"]) if a != b)
 
 
+def shown(cell):
+    "What it printed, in however many pieces, and its other outputs."
+    outputs = cell.get("outputs", [])
+    printed = "".join("".join(o["text"]) for o in outputs if o["output_type"] == "stream")
+    return printed, [o for o in outputs if o["output_type"] != "stream"]
+
+
 def look(page, base, copy, name, shots):
     "Run one notebook and say how it went; the number of faults."
     path, start = f"nbs/{name.removesuffix('.ipynb')}.ipynb", time.monotonic()
@@ -137,9 +146,9 @@ def look(page, base, copy, name, shots):
             page.wait_for_timeout(500)
             page.screenshot(path=Path(shots)/f"lab-{Path(path).stem}-{width}.png")
     cells = zip(*(nb["cells"] for nb in versions(copy, path)))
-    other = [i for i, (old, new) in enumerate(cells) if old.get("outputs") != new.get("outputs")]
-    print(f"{path}: {state['code']} code cells, {len(state['figures'])} figures, {ran:.0f} s; "
-          f"{f'other outputs than committed in cells {other}' if other else 'the outputs that are committed'}", flush=True)
+    other = [i for i, (old, new) in enumerate(cells) if shown(old) != shown(new)]
+    print(f"{path}: {state['code']} code cells, {len(state['figures'])} figures, {ran:.0f} s; outputs", end=" ")
+    print(*(["differ from those committed in cells", *other] if other else ["as committed"]), flush=True)
     for fault in faults: print(f"  {fault}")
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     return len(faults)
