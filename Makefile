@@ -1,6 +1,9 @@
 # make reproduce   every table and figure of both papers at demo scale (SCALE=… for another), in its own environment
 # make test        nbdev_test on the notebooks, then pytest
 # make gpu-bench   on a CUDA GPU: checks the kernels, times masks and sampling, writes data/records/speed (under 9 minutes; again: goes on)
+# make site        guide, notebooks, figures, ledgers and reference as pages in _site, which need no network
+# make site-check  looks at all of them in Chromium: links, pictures, formulas, search, at two widths
+# make lab         runs notebooks in a real JupyterLab, in Chromium (NOTEBOOKS="01_ste …"), on a copy of the repository
 # make check       export, clean and README leave no difference (run before a commit)
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -13,7 +16,7 @@ export TQDM_MININTERVAL = 5
 
 MINUTES ?= 5
 
-.PHONY: reproduce test gpu-bench check readme lock clean
+.PHONY: reproduce test gpu-bench site site-check lab check readme lock clean
 
 reproduce: $(VENV)/ready
 	@for scale in $(SCALE); do \
@@ -29,6 +32,19 @@ gpu-bench: $(VENV)/ready
 	$(BIN)/papermill --log-level WARNING nbs/runs/speed.ipynb runs/speed/speed.ipynb -p minutes $(MINUTES); timed=$$?; \
 	$(BIN)/papermill --log-level WARNING nbs/bench/masking.ipynb runs/speed/masking.ipynb && exit $$((checked + timed))
 
+# a warning, such as a link to nowhere, is a failure
+site: $(VENV)/site
+	@rm -rf build/site && $(BIN)/python site/generate.py build/site/pages
+	@$(BIN)/sphinx-build -q -W --keep-going -j 2 -d build/site/read -c site build/site/pages build/site/html
+	@rm -rf _site && mv build/site/html _site
+	@echo "open _site/index.html"
+
+site-check: site
+	@$(BIN)/python site/check.py
+
+lab: $(VENV)/site
+	@$(BIN)/python tests/lab.py $(NOTEBOOKS)
+
 check: $(VENV)/ready
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(MAKE) --no-print-directory readme && git diff --exit-code -- nbs sparsedm README.md
 
@@ -41,7 +57,7 @@ readme: $(VENV)/ready
 
 # exact versions of everything, for Python 3.10 to 3.13
 lock: $(VENV)/ready
-	@echo torch==2.14.1 | $(BIN)/uv pip compile --quiet --universal -c - --python-version 3.10 --extra dev --no-annotate --no-header pyproject.toml -o constraints.txt
+	@echo torch==2.14.1 | $(BIN)/uv pip compile --quiet --universal -c - --python-version 3.10 --extra dev --extra site --no-annotate --no-header pyproject.toml -o constraints.txt
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -52,5 +68,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@if [ -d .git ] && [ -z "$$CI" ]; then $(BIN)/nbdev_install_hooks; fi
 	@touch $@
 
+$(VENV)/site: $(VENV)/ready
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[site]' \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[site]'
+	@touch $@
+
 clean:
-	rm -rf runs data/records/{demo,smoke,s2s-demo,s2s-smoke} figures/{smoke,s2s-smoke}
+	rm -rf _site build/site runs data/records/{demo,smoke,s2s-demo,s2s-smoke} figures/{smoke,s2s-smoke}

@@ -82,7 +82,7 @@ def test_a_notebook_can_be_read_by_a_stranger(path):
 
 
 def test_tests_can_be_read_by_a_stranger():
-    for path in sorted((ROOT/"tests").glob("*.py")):
+    for path in sorted([*(ROOT/"tests").glob("*.py"), *(ROOT/"site").glob("*.py")]):
         source = path.read_text()
         assert not [line for line in source.splitlines() if len(line) > 130], path.name
         assert not semicolons(source) and not unused_imports([source]), path.name
