@@ -148,6 +148,7 @@ def test_parameters_cell_survives_cleaning(path):
 def test_notebook_is_whole(path):
     notebook = json.loads(path.read_text())
     assert notebook["metadata"]["kernelspec"]["language"] == "python"   # papermill needs it
+    assert "widgets" not in notebook["metadata"]   # would be drawn by a script from another host
     assert path.stat().st_size < 300_000
     assert "".join(notebook["cells"][0]["source"]).startswith("# ")
     outputs = [o for c in notebook["cells"] for o in c.get("outputs", [])]
