@@ -52,8 +52,8 @@ class Opened:
         plain = config_of(self.model)["kind"] not in LIBRARIES or type(self.model).__name__ == "UNet2DModel"
         if labelled or not plain:
             name = type(self.model).__name__
-            raise ValueError(f"{what} would have to tell {name} what to draw; use it from Python, "
-                             "where cond= and calibrate= take conditions")
+            raise ValueError(f"{what} asks with an image and a time alone, and {name} may want more; use it from "
+                             "Python, where cond= and calibrate= take conditions")
 
 # %% ../nbs/51_command.ipynb #51ebd44b
 def _open(args):
