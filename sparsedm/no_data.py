@@ -48,8 +48,10 @@ def mend(student:nn.Module, # sparse; trained in place
     "A short knowledge transfer."
     if not sparse_layers(student): raise ValueError("the student has no sparse layers; see one_shot_, sparsify_")
     check_images(samples)
+    if not isinstance(steps, int) or steps < 1: raise ValueError(f"steps must be a whole number from 1; got {steps!r}")
     batch_size = min(batch_size, len(samples))
-    cfg = TrainConfig(steps, batch_size, lr, warmup=steps // 10, ema=.98, cooldown=1., process=process, seed=seed)
+    average = min(.98, 1 - 1 / steps)   # over as many steps as there are, and at most 50
+    cfg = TrainConfig(steps, batch_size, lr, warmup=steps // 10, ema=average, cooldown=1., process=process, seed=seed)
     loss = transfer_loss(teacher, lambda_teacher, process=process)
     return train(student, samples, cfg, loss_fn=loss, hooks=[_NoDropout()], cond=cond, progress=progress)[0]
 
