@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TOPOLOGIES', 'REGROW', 'UPDATES', 'maskable', 'densities', 'counts', 'check_group', 'grouped', 'ungrouped',
-           'layer_counts', 'draw_masks', 'prune_and_regrow', 'Moves', 'Topology', 'moves_of', 'topology_of']
+           'layer_counts', 'own_group', 'draw_masks', 'prune_and_regrow', 'Moves', 'Topology', 'moves_of',
+           'topology_of']
 
 # %% ../nbs/03_dynamic.ipynb #d03a0003
-import math
+import math, warnings
 from dataclasses import asdict, dataclass
 import torch
 from torch import nn, Tensor
@@ -98,8 +99,10 @@ def ungrouped(x:Tensor, # (groups, members)
 # %% ../nbs/03_dynamic.ipynb #d03a0010
 def _kept_of_rows(shapes, sparsity, topology):
     wanted, kept = densities(shapes, sparsity, topology), {}
-    for name, shape in shapes.items(): kept[name] = max(1, round(wanted[name] * math.prod(shape[1:]))) * shape[0]
-    return kept
+    rows = {name: round(wanted[name] * math.prod(shape[1:])) for name, shape in shapes.items()}
+    few = [name for name, n in rows.items() if n < 1]
+    if few: warnings.warn(f"a row of {few[0]} has less than one weight at a sparsity of {sparsity}; it keeps one")
+    return {name: max(1, n) * shapes[name][0] for name, n in rows.items()}
 
 def _kept_of_groups(shapes, sparsity, m):
     n = (1 - sparsity) * m
@@ -119,7 +122,8 @@ def layer_counts(shapes:dict, # name → shape of a weight
     return counts(shapes, sparsity, topology) if group == "layer" else _kept_of_groups(shapes, sparsity, group)
 
 # %% ../nbs/03_dynamic.ipynb #d03a0011
-def _fits(shape, group): return not isinstance(group, int) or shape[1] % group == 0
+def own_group(shape, group): # of a layer; one whose inputs do not divide is dense
+    return "layer" if isinstance(group, int) and shape[1] % group else group
 
 def draw_masks(weights:dict, # name → weight, as of `maskable`
     sparsity:float, topology:str="erk", group="layer", # as for `layer_counts`
@@ -129,7 +133,7 @@ def draw_masks(weights:dict, # name → weight, as of `maskable`
     generator, masks = torch.Generator().manual_seed(seed), {}
     kept = layer_counts({k: tuple(w.shape) for k, w in weights.items()}, sparsity, topology, group)
     for name, w in weights.items():
-        own = group if _fits(w.shape, group) else "layer"   # such a layer is dense
+        own = own_group(w.shape, group)
         like = grouped(torch.empty(w.shape, device="meta"), own)
         places = torch.rand(like.shape, generator=generator).argsort(1).argsort(1)   # of each a random rank
         mask = ungrouped(places < kept[name] // len(like), torch.empty(w.shape), own)
@@ -216,6 +220,12 @@ class _Kept:
         for weights in (self.weights, self.average):
             for name in weights.keys() & masks.keys(): weights[name].masked_fill_(~masks[name], 0.)
 
+    def check_zeros(self):
+        "`ValueError` if the optimizer moved what is not there."
+        for name, w in self.weights.items():
+            if not w.detach()[~self.masks[name]].any(): continue
+            raise ValueError(f"{type(self.optimizer).__name__} moves what is not there, as in {name}; use AdamW")
+
     def state(self)->dict: return {"settings": self.settings} | {f"mask.{k}": mask for k, mask in self.masks.items()}
 
     def check_settings(self, state):
@@ -235,6 +245,10 @@ class _Kept:
 # %% ../nbs/03_dynamic.ipynb #615aa729
 class _Moving(_Kept):
     "What an update does."
+    def after_step(self, step):
+        if step & (step - 1) == 0: self.check_zeros()   # after 1, 2, 4, 8 … steps, as it takes time
+        if self.moves.due(step, self.steps): self.move(step)
+
     @torch.no_grad()
     def move(self, step): # `step` steps are done
         generator = torch.Generator().manual_seed((self.seed << 32) + step)
@@ -243,12 +257,11 @@ class _Moving(_Kept):
             k = self.how_many(mask, step)
             if k and self.moves.regrow == "random": score = torch.rand(w.shape, generator=generator).to(w.device)
             if not k or score is None: continue   # a dense layer, or one without a gradient
-            self.masks[name], changed = prune_and_regrow(w, mask, score, k, self.group_of(w))
+            self.masks[name], changed = prune_and_regrow(w, mask, score, k, own_group(w.shape, self.group))
             self.restart(name, changed)
 
     def how_many(self, mask, step): # of a layer's weights move; none of a dense one
         return min(math.ceil(self.moves.share(step, self.steps) * int(mask.sum())), int((~mask).sum()))
-    def group_of(self, w): return self.group if _fits(w.shape, self.group) else "layer"
 
     def restart(self, name, changed): # bool, of the weight's shape
         "Zero what was pruned and what regrew: the weight, its average, and the moments of the optimizer."
@@ -286,8 +299,6 @@ class Topology(_Moving):
             if due: self.scores[name] = w.grad.abs()
             w.grad.masked_fill_(~self.masks[name], 0.)
 
-    def after_step(self, step):
-        if self.moves.due(step, self.steps): self.move(step)
 
 # %% ../nbs/03_dynamic.ipynb #d03a0027
 UPDATES = 20   # of a run that does not say how many

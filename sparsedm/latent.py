@@ -37,15 +37,22 @@ def latents_of(net:nn.Module, x:Tensor)->Tensor: # x: (B, C, H, W) in [−1, 1]
     return out.latents if hasattr(out, "latents") else out.latent_dist.mode()
 
 # %% ../nbs/23_latent.ipynb #23l00006
+def _spread_of(net, spread): # checked
+    if spread is None: spread = 1 / net.config.scaling_factor
+    if not 0 < spread < math.inf: raise ValueError(f"spread must be a number above 0; got {spread!r}")
+    if net.config.get("latents_mean"): raise ValueError("latents_mean: one number for all channels is taken here")
+    return spread
+
+# %% ../nbs/23_latent.ipynb #23lauto0
 class Autoencoder:
     "A trained autoencoder between uint8 images and latents of standard deviation 1."
     def __init__(self, net:nn.Module, # diffusers' `AutoencoderKL` or `VQModel`
         frame:int=0, # black pixels that are put around an image first
-        spread:float=1., # standard deviation of the network's own latents
+        spread:float=None, # standard deviation of the network's own latents; None: 1 / its `scaling_factor`
     ):
         if not (isinstance(frame, int) and frame >= 0): raise ValueError(f"frame: pixels, 0 or more; got {frame!r}")
-        if not 0 < spread < math.inf: raise ValueError(f"spread must be a number above 0; got {spread!r}")
-        self.net, self.frame, self.spread = net.eval().requires_grad_(False), frame, spread
+        self.net, self.frame, self.spread = net.eval().requires_grad_(False), frame, _spread_of(net, spread)
+        self.shift = net.config.get("shift_factor") or 0.   # of the latents' middle
 
     def to(self, device):
         if next(self.net.parameters()).device != torch.device(device): self.net.to(device)
@@ -55,7 +62,7 @@ class Autoencoder:
     def encode(self, images:Tensor)->Tensor: # (B, C, H, W) uint8 → (B, c, h, w) float
         net, parts = self.to(images.device), []
         _check_size(net.config, self.frame, images)
-        for x in images.split(256): parts.append(latents_of(net, framed(x, self.frame)) / self.spread)
+        for x in images.split(256): parts.append((latents_of(net, framed(x, self.frame)) - self.shift) / self.spread)
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -64,7 +71,7 @@ class Autoencoder:
         if states.dim() != 4 or states.shape[1] != channels or not states.is_floating_point():
             raise ValueError(f"latents must be float (B, {channels}, h, w); got {states.dtype} {tuple(states.shape)}")
         net, cut = self.to(states.device), slice(self.frame, -self.frame or None)
-        parts = [to_uint8(net.decode(z * self.spread).sample)[..., cut, cut] for z in states.split(256)]
+        parts = [to_uint8(net.decode(z * self.spread + self.shift).sample)[..., cut, cut] for z in states.split(256)]
         return torch.cat(parts)
 
 # %% ../nbs/23_latent.ipynb #23l00009

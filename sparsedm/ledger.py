@@ -136,7 +136,7 @@ def _measured(d):
     fid = f"FID means {' or '.join(by)}, mean ± standard deviation over {number_of(d.seeds, 'seed')}"
     held_out = f"held-out loss: mean of {d.rows.iloc[0].get('held_out_n', 0):,.0f} at each of ten times"
     loss = held_out if "held_out_n" in d.rows else "no held-out loss"
-    return " ".join(filter(None, [f"Scale {d.scale}: {fid}; {loss}", control_warning(d)]))
+    return " ".join(filter(None, [f"Scale {d.scale}: {fid}; {loss}.", control_warning(d)]))
 
 def counts_text(counts:dict)->str: # {verdict: n}, such as "holds: 17, contradicted: 9, …"
     return ", ".join(f"{verdict}: {n}" for verdict, n in counts.items())
@@ -147,14 +147,15 @@ def _tested()->str: # how, in one sentence
             f"smallest effect of interest: {smallest}; to keep the quality FID may rise by {FID.keeps:.0%}; "
             "p values of the cells of a claim are adjusted after Holm")
 
-def ledger_note(ledger:Ledger, rules:str)->str: # rules: where they are explained
+def ledger_note(ledger:Ledger, tests:str)->str: # tests: where they are declared
     "What stands under the ledger."
     counts = verdict_counts(ledger).set_index("verdict")
     by_scale = {scale: counts["all"][counts.scale == scale].to_dict() for scale in ledger.data}
     fell = [f"{scale[:1].upper()}{scale[1:]}: {counts_text(n)}." for scale, n in by_scale.items()]
-    measured = "; ".join(map(_measured, ledger.data.values()))
+    measured = " ".join(map(_measured, ledger.data.values()))
     caution = "The paper's FID uses Inception features; its values cannot be compared with ours, only their order"
-    return f"{measured}. {caution}. {_tested()}. Verdicts. {' '.join(fell)} Rules: {rules}."
+    where = f"Tests: {tests}; verdicts: `nbs/33a_verdicts.ipynb`"
+    return f"{measured} {caution}. {_tested()}. Verdicts. {' '.join(fell)} {where}."
 
 # %% ../nbs/35a_ledger.ipynb #b1fd78a0
 _CELL = "text-align: left; vertical-align: top; white-space: normal; overflow-wrap: break-word; padding: 4px 6px"

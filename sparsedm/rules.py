@@ -243,7 +243,7 @@ def _some_lower(d, cells): # text, verdict: is A lower in one cell at least?
     text, _ = answer_of(d, cells, "lower")
     said = [v for v, _ in verdict_of(d, cells, "lower")]
     if HOLDS in said: return text, HOLDS
-    return text, CONTRADICTED if {EQUAL, CONTRADICTED} >= set(said) else (BUDGET if BUDGET in said else WEAK)
+    return text, next(v for v in (BUDGET, WEAK, EQUAL, CONTRADICTED) if v in said)   # the least decided
 
 def some_better(a, b, **cells)->Callable:
     "A is lower than B in some cell."

@@ -46,13 +46,16 @@ class _Points(BasePen):
         weights = [(1 - t)**3, 3 * t * (1 - t)**2, 3 * t**2 * (1 - t), t**3]
         self.strokes[-1] += list(map(tuple, sum(w * np.array(p) for w, p in zip(weights, (start, a, b, end)))))
 
+def _paths(root): return [e.get("d") for e in root.iter() if e.tag.rpartition("}")[2] == "path"]
 def svg_strokes(text:str, # of an SVG file
     )->list: # (n, 2) float64 arrays: points of each stroke, in drawing order
     "The strokes of a vector graphic; `ValueError` for one that cannot be read or has none."
-    try: paths = [e.get("d") for e in ET.fromstring(text).iter() if e.tag.rpartition("}")[2] == "path"]
+    try: root = ET.fromstring(text)
     except ET.ParseError as e: raise ValueError(f"no vector graphic: {e}") from None
+    for e in root.iter():
+        if "transform" in e.attrib and _paths(e): raise ValueError("transforms of paths are not applied")
     pen = _Points()
-    for d in paths:
+    for d in _paths(root):
         try: parse_path(d or "", pen)
         except Exception as e: raise ValueError(f"a path cannot be read ({e}): {(d or '')[:60]!r}") from None
     strokes = [np.array(s, dtype=float) for s in pen.strokes if len(s) > 1]
@@ -198,10 +201,10 @@ def read_ndjson(path, # file with a drawing in each line
     spacing:float=.1, most:int=160, # as for `kanji`
     first:int=None, # drawings to read; None: all
     skip_broken:bool=False, # count lines that cannot be read, rather than stop
-    )->tuple: # {number of the line, from 1: sequence}, and how many lines were left out as broken
+    )->tuple: # {number of the line, from 1: sequence}, and {why: how many lines were left out}
     "Drawings of QuickDraw, as sequences; those with too many points are left out."
     if first is not None and not first >= 1: raise ValueError(f"first must be at least 1, or None; got {first!r}")
-    found, broken = {}, 0
+    found, out = {}, {"broken": 0, "too long": 0}
     with open(path, encoding="utf-8", errors="replace") as lines:
         for i, line in enumerate(lines, 1):
             if first is not None and len(found) >= first: break
@@ -209,11 +212,12 @@ def read_ndjson(path, # file with a drawing in each line
             try: sequence = to_sequence(_drawing_of(line), spacing)
             except (ValueError, KeyError, TypeError, IndexError) as e:
                 if not skip_broken: raise ValueError(f"{path}, line {i}: {type(e).__name__}: {e}") from None
-                broken += 1
-            else:
-                if len(sequence) <= most: found[i] = sequence
-    if not found: raise ValueError(f"{path} has no drawing of at most {most} points; {broken} lines are broken")
-    return found, broken
+                out["broken"] += 1
+                continue
+            if len(sequence) > most: out["too long"] += 1
+            else: found[i] = sequence
+    if not found: raise ValueError(f"{path} has no drawing of at most {most} points; {out['broken']} lines are broken")
+    return found, out
 
 # %% ../nbs/22_strokes.ipynb #ed4a0753
 def sketches(path, # a file of ndjson, or a folder of them, one for each category
@@ -228,8 +232,9 @@ def sketches(path, # a file of ndjson, or a folder of them, one for each categor
         raise FileNotFoundError(f"no drawings at {path}: neither a file nor *.ndjson in it")
     drawings = []
     for file in files:
-        found, broken = read_ndjson(file, spacing, most, first, skip_broken)
-        if broken: warnings.warn(f"{file}: {broken} lines are broken, and left out", stacklevel=2)
+        found, out = read_ndjson(file, spacing, most, first, skip_broken)
+        for why, n in out.items():
+            if n: warnings.warn(f"{file}: {n} of its drawings are {why}, and left out", stacklevel=2)
         drawings += found.items()
     part = [s for line, s in drawings if (line % 10 == 2) == (split == "test")]
     if not part: raise ValueError(f"{len(drawings)} drawings at {path}: none of them is for {split}")
