@@ -95,7 +95,7 @@ def read_json(path, # a file
     ): # its value
     "Read JSON; `ValueError` that names a file that is not."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is not valid JSON ({e}); delete it to have it made again") from None
 
 # %% ../nbs/28_files.ipynb #7ee616e7

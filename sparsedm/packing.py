@@ -143,7 +143,7 @@ def save_packed(model:nn.Module, # any, baked
     if not sparse: raise ValueError(f"no weight of {type(model).__name__} is 2:4; there is nothing to pack")
     shapes = {name: list(tensor.shape) for name, tensor in half.items() if name in sparse}
     facts = {"model": config_of(model), "packed": shapes, "dtype": dtype_name(dtype)}
-    if taken := (set(facts) | {"format", "sha256"}) & set(meta):
+    if taken := set(facts) & set(meta):
         raise ValueError(f"metadata {', '.join(sorted(taken))} is written by save_packed itself; choose another name")
     save_tensors(path, _packed(half, sparse), {**facts, **meta})
     return Path(path).stat().st_size / sum(tensor.nbytes for tensor in half.values())
