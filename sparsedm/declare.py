@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PRESETS', 'DATASETS', 'CODECS', 'PROCESSES', 'SAMPLERS', 'EXTRACTORS', 'PREPARE', 'LOSSES', 'SCHEDULES',
-           'HOOKS', 'TRAINING', 'METHODS', 'SCALES', 'TABLES', 'load_papers', 'Registry', 'restore', 'Family',
+           'HOOKS', 'TRAINING', 'METHODS', 'SCALES', 'TABLES', 'KEPT', 'load_papers', 'Registry', 'restore', 'Family',
            'Dataset', 'Codec', 'Hook', 'Method', 'Recipe', 'Measure', 'Net', 'Scale', 'Table']
 
 # %% ../nbs/29_declare.ipynb #92fbc1d0
@@ -213,3 +213,4 @@ class Table:
         return [f"{self.name}.{ending}" for ending in self.files.split()]
 
 TABLES = Registry("table or figure", "Table", of_papers=True)
+KEPT = {}   # file in data/checkpoints → SHA-256: dense models that the repository brings, and no other is taken for

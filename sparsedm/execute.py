@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn, Tensor
-from .checkpoints import kept_tensor, load_model, save_model
+from .checkpoints import kept_tensor, save_model
 from .data import PIXELS, Images, States, batch_states, load_images, pictures
 from .declare import CODECS, DATASETS, HOOKS, LOSSES, METHODS, PREPARE, SCALES, Hook, load_papers
 from .diffusion import noise_loss, sample
@@ -25,7 +25,8 @@ from .macs import macs_summary
 from .masking import nm_mask
 from .metrics import evaluate, paired_distance, score_floor
 from .models import build_model
-from .records import has_record, kept_path, model_path, read_record, record_path, run_folder, write_record
+from .records import (has_record, kept_path, load_trained, model_path, read_record, record_path, run_folder,
+                              write_record)
 from .run import Run, find_run, runs_of
 from .ste import bake_, dense_weight, layer_report, sparse_layers, sparsity_of
 from .training import TrainConfig, accelerator, halving, train
@@ -43,7 +44,7 @@ def load_start(run:Run # any run with a start or a teacher
         how = f"run it first, or all of them with `python -m sparsedm.experiments {run.scale} --pretrain`"
         if not start.pretrained: how = "run it first"
         raise FileNotFoundError(f"{run.id} starts from {start.name}, which is not trained yet (no {path}): {how}")
-    return load_model(path, run=start.weights_id).to(device_name())
+    return load_trained(start).to(device_name())
 
 def plain(model:nn.Module # dense or sparse
     )->nn.Module: # in eval mode
@@ -198,7 +199,7 @@ def execute_training(run:Run, # what to do
     ): # (EMA model, losses per step, {"flips", "curve"}, seconds)
     "Build or load the start, prepare it, train it (resuming if it was interrupted) and save the model."
     began, folder = time.perf_counter(), run_folder(run)
-    if _is_trained(run, folder): return load_model(model_path(run), run=run.weights_id), [], NOTHING_SEEN, 0.
+    if _is_trained(run, folder): return load_trained(run), [], NOTHING_SEEN, 0.
     torch.manual_seed(run.seed)
     start = load_start(run) if run.start else build_model(run.model)
     model = _prepared(run, start)

@@ -12,7 +12,7 @@ __all__ = ['NAMED_HERE', 'NETS', 'NINE', 'TEN', 'RATIOS', 'TABLE2', 'DRAWN', 'PR
 # %% ../../nbs/40_sparsedm.ipynb #5a02081b
 import pandas as pd
 from .. import data, diff_pruning, diffusion, metrics, models, one_shot, progressive, transfer
-from ..declare import METHODS, SCALES, TABLES, Measure, Method, Net, Recipe, Scale, Table
+from ..declare import KEPT, METHODS, SCALES, TABLES, Measure, Method, Net, Recipe, Scale, Table
 
 # whose declarations these refer to by name
 NAMED_HERE = (data, diff_pruning, diffusion, metrics, models, one_shot, progressive, transfer)
@@ -31,6 +31,28 @@ SCALES.add(Scale("demo", data="digits-split", seeds=(0, 1, 2), short_sweeps=True
     nets=dict(uvit=Net("digits-uvit", _UVIT, Recipe(240, lr=2e-4, **_DEMO), variants={"half": "digits-half"}),
               unet=Net("digits-unet", _UNET, Recipe(240, lr=1e-4, **_DEMO))),
     measure=Measure("digits-cnn", 512, "dpm-solver-clipped", 16, points=4)))
+
+# %% ../../nbs/40_sparsedm.ipynb #40kept01
+KEPT.update({   # file in data/checkpoints: SHA-256
+    "digits-split-dense-unet-s0-58a86100.safetensors":
+        "40120d012cc0172544ca55defa3ea9076a30b2eb140f8355c5f24d6eb2685874",
+    "digits-split-dense-unet-s1-1edc6294.safetensors":
+        "4a7cc75a2449ca6aa6b3bc0c4492385179186bf9343dbd4b6bbb35231b299b2e",
+    "digits-split-dense-unet-s2-adf2f1c7.safetensors":
+        "3c8d9af9f63c58d87ba0cacbf042288a3d58d058641231997896c8d9750cb651",
+    "digits-split-dense-uvit-s0-7999c93a.safetensors":
+        "dcd36296cde7ae0b97d8d6637e8914066958c0ed7823435044a469e042b38f58",
+    "digits-split-dense-uvit-s1-bc8e166c.safetensors":
+        "146c08353498abc8a82e4386ca01451f899953ca928575517b817c4237ddeecb",
+    "digits-split-dense-uvit-s2-d8a360bb.safetensors":
+        "c9767dbe9ec383ad292346e1e58bafe11936cabb1dcacdd85cb9efa6ea56f039",
+    "digits-split-half-uvit-s0-f2b3da1b.safetensors":
+        "4eb14aa89cd0d59da79eda4ed1f83bd90668271ff6f177339f49ec794073d136",
+    "digits-split-half-uvit-s1-dd01f261.safetensors":
+        "fcdb407f174024eada5aefeb3d94bc0b8ad9617ad499edac80168e2465660c54",
+    "digits-split-half-uvit-s2-f3f85956.safetensors":
+        "a30ff20edad50f78101e7b627ed0ac5028fc7cc611237241a0994fbb06371c88",
+})
 
 # %% ../../nbs/40_sparsedm.ipynb #e55cbd65
 _LONG = dict(batch_size=32, warmup=50, ema=.99, cooldown=1.)
