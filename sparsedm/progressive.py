@@ -66,6 +66,7 @@ class SwitchPatterns(_Stages):
     ):
         self.patterns = tuple(SCHEDULES.named(patterns) if isinstance(patterns, str) else patterns)
         self.steps, self.released = steps, released
+        self.settings = dict(patterns=list(self.patterns), steps=steps, released=released)
         for pattern in self.patterns: parse_pattern(pattern)
         if not 1 <= len(self.patterns) <= steps:
             least = f"the number of patterns, {len(self.patterns)} (and that at least 1)"

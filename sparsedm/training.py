@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'batch', 'halving', 'backward', 'MaskedDecay', 'Progress', 'save_checkpoint',
-           'load_checkpoint', 'precision', 'accelerator', 'train']
+           'some_weights', 'load_checkpoint', 'precision', 'accelerator', 'train']
 
 # %% ../nbs/27_training.ipynb #5021ebe8
 import json, math, os, time, warnings
@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import nn, Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
-from .checkpoints import describe, load_state, load_tensors, save_tensors
+from .checkpoints import describe, load_state, load_tensors, save_tensors, tensors_sha
 from .data import Images, States, batch_indices, batch_states, fingerprint, random_flip, to_float
 from .declare import LOSSES
 from .diffusion import draw_times, noise_loss, process
@@ -166,18 +166,36 @@ class Progress:
     step:int = 0                 # steps done
     losses:list = None           # of each of them
     seconds:float = 0.           # of all its parts
+    start:list = None            # some of the weights before the first step
 
-def _recipe(cfg, model, data, hooks, cond):
+def _recipe(cfg, model, data, hooks, cond, **asked): # asked: functions on which the result depends
     "What must be equal for a checkpoint to be resumed."
     described = describe(model)
     if any(getattr(h, "changes_patterns", False) for h in hooks):
         described["sparse"] = {k: rest for k, (_, *rest) in described["sparse"].items()}
     config = asdict(cfg) | {"precision": precision(), "process": _named(cfg.process)}
     named = dict(enumerate(type(h).__name__ for h in hooks if hasattr(h, "state")))
+    settings = dict(enumerate(getattr(h, "settings", {}) for h in hooks if hasattr(h, "state")))
     learned = {"sha": data.sha} | {f"cond {name}": fingerprint(rows) for name, rows in (cond or {}).items()}
-    return json.loads(json.dumps({"config": config, **described, "data": learned, "hooks": named}))
+    found = {"config": config, **described, "data": learned, "hooks": named, "settings": settings}
+    return json.loads(json.dumps(found | {"loss": {name: _told(x, model) for name, x in asked.items()}}))
 
 # %% ../nbs/27_training.ipynb #27named0
+def _told(x, model, depth=5): # JSON-able
+    "What tells a function from another: its name, and what it is bound to; networks and tensors by checksum."
+    again = lambda v: _told(v, model, depth - 1)
+    if x is model: return "the model"
+    if isinstance(x, nn.Module): return again(x.state_dict())
+    if isinstance(x, Tensor): return tensors_sha({"": x.detach().cpu()})[:12]
+    if x is None or isinstance(x, (str, int, float, bool)): return x if x == x else "nan"
+    if not depth: return type(x).__qualname__
+    if isinstance(x, partial): return [again(x.func), again(x.args), again(x.keywords)]
+    if isinstance(x, dict): return {str(k): again(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [again(v) for v in x]
+    try: bound = [c.cell_contents for c in getattr(x, "__closure__", None) or ()]
+    except ValueError: bound = []   # of a cell that is not filled yet
+    return [getattr(x, "__qualname__", type(x).__qualname__), *map(again, bound)]
+
 def _named(given):
     "A process by its name; one without a row by what tells it from others."
     if isinstance(given, str): return given
@@ -198,7 +216,7 @@ def save_checkpoint(path, # .safetensors file to write
     tensors |= {f"model.{k}": v for k, v in now.model.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in now.ema.state_dict().items()}
     tensors["losses"] = torch.tensor(now.losses)
-    facts = {"step": now.step, "seconds": now.seconds, "states": {}, **now.recipe}
+    facts = {"step": now.step, "seconds": now.seconds, "start": now.start, "states": {}, **now.recipe}
     for i, hook in enumerate(h for h in now.hooks if hasattr(h, "state")):
         kept, facts["states"][i] = _split(hook.state())
         tensors |= {f"hook.{i}.{k}": v for k, v in kept.items()}
@@ -208,11 +226,25 @@ def save_checkpoint(path, # .safetensors file to write
 def _check_recipe(path, meta, recipe):
     "Refuse a checkpoint of another run, with the first difference."
     for part, now in recipe.items():
-        then = meta.get(part, {})
+        then = meta.get(part, now)   # files of before lack some
         differ = [k for k in sorted(set(now) | set(then)) if now.get(k) != then.get(k)]
         if differ:
             was, is_now = then.get(differ[0]), now.get(differ[0])
             raise ValueError(f"{path} belongs to another run: {part} {differ[0]} was {was!r}, now {is_now!r}")
+
+def some_weights(matrices)->list: # of at most 256 numbers
+    "A few weights of each of the first matrices, by which a network is known again."
+    few = [w.detach().reshape(-1)[::max(1, w.numel() // 8)][:8] for w in matrices[:32]]
+    return torch.cat(few).tolist() if few else []
+
+def _check_weights(path, now, meta, state):
+    "Refuse a model that looks neither like what the training started from nor like the checkpoint."
+    matrices = {name: p for name, p in now.model.named_parameters() if p.dim() > 1}
+    given = some_weights(list(matrices.values()))
+    known = [meta.get("start", given), some_weights([state[f"model.{name}"] for name in matrices])]
+    alike = [torch.cosine_similarity(torch.tensor(given), torch.tensor(k), dim=0) for k in known]
+    if not given or not any(map(any, (given, *known))) or max(alike) > .5: return
+    raise ValueError(f"{path} belongs to another run: it started from other weights than those of this model")
 
 def _check_order(path, state):
     if dense_names(state).keys() == state.keys(): return
@@ -229,6 +261,8 @@ def load_checkpoint(path, # a file written by `save_checkpoint`
     if "step" not in meta or "losses" not in state: raise ValueError(f"{path} is not a checkpoint of a training")
     _check_recipe(path, meta, now.recipe)
     _check_order(path, state)
+    _check_weights(path, now, meta, state)
+    now.start = meta.get("start", now.start)
     load_state(now.model, _part(state, "model."), path)
     load_state(now.ema, _part(state, "ema."), path)
     moments = {}
@@ -276,14 +310,16 @@ def _check_finite(losses, first, folder):
         raise FloatingPointError(f"{where}. Lower the learning rate or check the data")
 
 # %% ../nbs/27_training.ipynb #8cb9d3f0
-def _begin(model, data, cfg, hooks, path, cond):
+def _begin(model, data, cfg, hooks, folder, **asked): # asked: see `_recipe`
     "A `Progress`, fresh or resumed."
     settings = dict(lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
     optimizer = torch.optim.AdamW(model.parameters(), **settings, fused=True)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)).requires_grad_(False)
     _call(hooks, "attach", model, optimizer, ema.module)
-    recipe = _recipe(cfg, model, data, hooks, cond) if path else {}
-    now = Progress(model, ema, optimizer, hooks, recipe, losses=[])
+    path = folder and folder/"checkpoint.safetensors"
+    recipe = _recipe(cfg, model, data, hooks, **asked) if folder else {}
+    start = some_weights([p for p in model.parameters() if p.dim() > 1])
+    now = Progress(model, ema, optimizer, hooks, recipe, losses=[], start=start)
     if path and path.exists(): load_checkpoint(path, now)
     else: _call(hooks, "after_step", 0)
     return now
@@ -347,7 +383,7 @@ def train(model:nn.Module, # trained in place, sparse or not; any that `diffusio
     _check_start(model, cfg, acc, images, cond)
     model, data = model.to(acc.device).train(), _near(images, acc.device)
     hooks, loss_fn = [MaskedDecay(cfg.decay), *hooks], loss_fn or partial(noise_loss, process=cfg.process)
-    now = _begin(model, images, cfg, hooks, folder and folder/"checkpoint.safetensors", cond)
+    now = _begin(model, images, cfg, hooks, folder, cond=cond, loss_fn=loss_fn, encode=encode)
     net, opt = acc.prepare(torch.compile(model) if cfg.compile else model, now.optimizer)
     micro, log = cfg.batch_size, _Log(now, cfg, acc, folder, progress)
     while now.step < cfg.steps:
