@@ -17,6 +17,9 @@ _MOVED = {   # modules of version 0.1 whose name does not fit any more
 }
 
 
+__all__ = list(_HERE)
+
+
 def __getattr__(name):
     if name in _HERE: return getattr(importlib.import_module(f"sparsedm.{_HERE[name]}"), name)
     raise AttributeError(f"module 'sparsedm' has no attribute {name!r}; it has: {', '.join(sorted(_HERE))}")

@@ -5,8 +5,14 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
+# %% ../nbs/51_command.ipynb #51signal
+import signal
+_ours = __name__ == "__main__" and "__file__" in globals() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+if _ours: signal.signal(signal.SIGINT, signal.SIG_DFL)   # Ctrl-C while the rest is imported needs no traceback
+
 # %% ../nbs/51_command.ipynb #4ce4121b
-import argparse, shutil, sys
+import argparse, re, shutil, sys, tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -18,7 +24,8 @@ from .data import image_grid, load_images
 from .declare import FAMILIES, load_papers
 from .diffusion import process, sample, to_uint8
 from .files import read_json
-from .like import sparsify_zeros_
+from .layers import weight_layers
+from .like import sparsify_zeros_, zeros_pattern
 from .models import LIBRARIES, config_of
 from .no_data import mend, own_samples
 from .one_shot import ONE_SHOT, one_shot_
@@ -34,7 +41,7 @@ class Opened:
     model:nn.Module
     process:object          # row of PROCESSES, a scheduler of diffusers, or None: not known
     folder:Path|None        # of a pipeline
-    dtype:torch.dtype       # of its numbers; the network itself is in float32
+    types:dict              # name of a tensor → its type in the files; here all are float32
 
     @property
     def shape(self): # of one state, (C, H, W)
@@ -62,13 +69,16 @@ def _open(args):
     model = load_shared(where)
     folder = where if (where/"model_index.json").is_file() else None
     process = getattr(args, "process", None) or _process_of(model, folder)
-    return Opened(str(args.path), model, process, folder, _type_in(where/denoiser_of(where) if folder else where))
+    return Opened(str(args.path), model, process, folder, _types_in(where/denoiser_of(where) if folder else where))
 
-def _type_in(where): # of the numbers in a folder or file, as what is written should have it
-    file = next(iter(sorted(where.glob("*.safetensors"))), where) if where.is_dir() else where
-    with safe_open(str(file), "pt") as f:
-        types = (f.get_tensor(name).dtype for name in f.keys())
-        return next((t for t in types if t.is_floating_point), torch.float32)
+_LOADED = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")   # and not a variant beside them
+_TYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
+
+def _types_in(where): # name → type of what has a point, as what is written should have it
+    files, types = [f for f in where.glob("*") if _LOADED.fullmatch(f.name)] if where.is_dir() else [where], {}
+    for file in files:
+        with safe_open(str(file), "pt") as f: types |= {name: f.get_slice(name).get_dtype() for name in f.keys()}
+    return {name: _TYPES[kind] for name, kind in types.items() if kind in _TYPES}
 
 def _process_of(model, folder):
     kind = config_of(model)["kind"]
@@ -84,17 +94,21 @@ def _process_of(model, folder):
 # %% ../nbs/51_command.ipynb #51write0
 def _write(opened, to):
     "The network, and all else of a pipeline that it is from."
-    to, model = _free(to), nn.Module.to(opened.model, opened.dtype)
-    begun = to.with_name(f"{to.name}.unfinished")   # what is there under its name is whole
-    shutil.rmtree(begun, ignore_errors=True)
-    try:
-        part = denoiser_of(opened.folder) if opened.folder else "."
+    to, model = _free(to), _as_it_came(opened)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=to.parent) as room:   # what is there under its name is whole
+        begun, part = Path(room)/to.name, denoiser_of(opened.folder) if opened.folder else "."
         if opened.folder: shutil.copytree(opened.folder, begun, ignore=shutil.ignore_patterns(part))
         if config_of(model)["kind"] in LIBRARIES: model.save_pretrained(begun/part)
         else: save_model(model, begun/part/"model.safetensors")
         begun.rename(to)
-    finally: shutil.rmtree(begun, ignore_errors=True)
     print(f"wrote {to}")
+
+def _as_it_came(opened): # each tensor in the type that it had in the file
+    usual, tensors = Counter(opened.types.values()).most_common(1), opened.model.state_dict(keep_vars=True)
+    for name, x in tensors.items():
+        if x.is_floating_point() and usual: x.data = x.data.to(opened.types.get(name, usual[0][0]))
+    return opened.model
 
 def _free(to):
     if Path(to).exists(): raise FileExistsError(f"{to} exists already; choose another --to")
@@ -130,7 +144,8 @@ def _prune(args):
         opened.check_alone(f"--method {args.method}")
         given |= dict(images=_samples(opened, args), process=opened.process)
     bake_(one_shot_(opened.model, args.pattern, args.method, **given))
-    print(sparsity_report(opened.model).loc["total"].to_string())
+    total = sparsity_report(opened.model).loc["total"]
+    print(f"{total['type']}: {total.kept:,} of {total.params:,} parameters are kept, {total.density:.1%}")
     _write(opened, args.to)
 
 # %% ../nbs/51_command.ipynb #51tune00
@@ -142,6 +157,8 @@ def _finetune(args):
     opened.check_alone("finetune")
     if process(opened.process).predicts != process(teacher.process).predicts:
         raise ValueError(f"{args.path} and {args.teacher} predict different things; the teacher is another's")
+    masked = [name for name, layer in weight_layers(teacher.model).items() if zeros_pattern(layer.weight)]
+    if masked: raise ValueError(f"the teacher is to be the dense model; {args.teacher} is masked, as in {masked[0]}")
     samples = _samples(teacher, args)
     student = opened.model if sparse_layers(opened.model) else sparsify_zeros_(opened.model)
     settings = dict(steps=args.steps, lr=args.lr, process=opened.process, progress=args.progress)
@@ -166,6 +183,7 @@ def _sample(args):
     opened = _open(args)
     opened.check_alone("sample")
     _check_pictures(opened)
+    if opened.shape[0] not in (1, 3): raise ValueError(f"{args.path} draws {opened.shape[0]} channels: no picture")
     if _free(args.to).suffix != ".png": raise ValueError(f"--to must end in .png; got {args.to}")
     settings = dict(process=opened.process, steps=args.steps, progress=args.progress)
     states = sample(opened.model, range(args.seed, args.seed + args.n), opened.shape, **settings)
@@ -180,6 +198,11 @@ def _explain(args):
     print(explain(accelerate_(opened.model, inputs, compile=args.compile, progress=args.progress)).to_string())
 
 # %% ../nbs/51_command.ipynb #bd273761
+def _count(text): # argparse names a function that refuses
+    if not text.isdecimal() or int(text) < 1: raise argparse.ArgumentTypeError(f"a whole number from 1; got {text!r}")
+    return int(text)
+
+# %% ../nbs/51_command.ipynb #51args00
 _ARGUMENTS = {
     "path":      dict(help="folder of a pipeline or a model, .safetensors file of sparsedm, or owner/name on the Hub"),
     "--to":      dict(required=True, help="where to write; must not be there yet"),
@@ -189,13 +212,14 @@ _ARGUMENTS = {
     "--targets": dict(nargs="+", help="names, wildcards or re:… of layers; default: all but ends and embeddings"),
     "--exclude": dict(nargs="+", help="layers that stay dense"),
     "--data":    dict(help="row of DATASETS; default: the dense network's own samples"),
-    "--n":       dict(type=int, default=256, help="how many samples (default 256; 1024 for finetune, 16 for sample)"),
+    "--n":       dict(type=_count, default=256,
+                      help="how many samples (default 256; 1024 for finetune, 16 for sample)"),
     "--process": dict(help="row of PROCESSES, such as linear; default: that of the pipeline's scheduler"),
     "--teacher": dict(required=True, help="the dense model: a path as above"),
-    "--steps":   dict(type=int, help="of the optimizer (default 300), or of the sampler (default 25)"),
+    "--steps":   dict(type=_count, help="of the optimizer (default 300), or of the sampler (default 25)"),
     "--lr":      dict(type=float, default=5e-4, help="learning rate, falling to 0 (default 5e-4)"),
     "--seed":    dict(type=int, default=0, help="seed of the first picture"),
-    "--batch":   dict(type=int, default=8, help="how many states at a time (default 8)"),
+    "--batch":   dict(type=_count, default=8, help="how many states at a time (default 8)"),
     "--compile": dict(action="store_true", help="also try torch.compile"),
 }
 _COMMANDS = {   # name: function, arguments
@@ -236,4 +260,7 @@ def main(arguments=None # of the command line
     return 0
 
 # %% ../nbs/51_command.ipynb #654dd325
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # not in a notebook
+if __name__ == "__main__" and "__file__" in globals():   # not in a notebook
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL: signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # what is half-written goes
+    sys.exit(main())

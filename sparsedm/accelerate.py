@@ -382,12 +382,15 @@ def _check_call(model, inputs, kwargs, choice):
     if not any(isinstance(a, Tensor) and a.dim() and len(a) for a in tree_flatten((inputs, kwargs))[0]):
         raise ValueError("inputs must be those of a batch of at least one image; got none")
 
-def _pack_for_good_(model, choice, backend):
-    "Swap the layers; a file of what is packed for one machine would be of no use."
-    def refuse(model, prefix, keep_vars):
-        how = "save the baked model, and call accelerate_ after loading"
-        raise RuntimeError(f"the weights are packed for this machine; {how}")
-    swap_layers(model, choice.layers, backend).register_state_dict_pre_hook(refuse)
+class _NoFile:
+    "A file of what is packed for one machine would be of no use."
+    how = "the weights are packed for this machine; save the baked model, and call accelerate_ after loading"
+    def __call__(self, model, prefix, keep_vars): raise RuntimeError(self.how)
+    def __deepcopy__(self, memo): return self
+    def __reduce__(self): raise TypeError(self.how)   # for pickle
+
+def _pack_for_good_(model, choice, backend): # swap the layers
+    swap_layers(model, choice.layers, backend).register_state_dict_pre_hook(_NoFile())
 
 def _type_for(model, dtype, backend):
     if dtype is not None: check_kind(torch.dtype, dtype=dtype)

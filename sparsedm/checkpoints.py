@@ -88,8 +88,9 @@ def kept_tensor(path, # .safetensors file
     return made
 
 # %% ../nbs/28a_checkpoints.ipynb #7066fd51
-def unwrapped(model): # the model that torch.compile wraps, or the model itself
-    return getattr(model, "_orig_mod", model)
+def unwrapped(model): # the model that torch.compile or DistributedDataParallel wraps, or the model itself
+    if isinstance(model, nn.parallel.DistributedDataParallel): return unwrapped(model.module)
+    return unwrapped(model._orig_mod) if hasattr(model, "_orig_mod") else model
 
 def describe(model:nn.Module # any
     )->dict: # "model": see `models.config_of`; "sparse": layer → (pattern, estimator, λ_W)

@@ -296,6 +296,13 @@ PROCESSES.add(Flow("flow"))
 @lru_cache
 def _listed(betas): return lambda first, last, T: betas   # one function for one table, so that processes are equal
 
+def _betas_of(scheduler):
+    "Its β; some schedulers change ᾱ afterwards, and then those that belong to it"
+    betas, alpha_bars = scheduler.betas.double(), scheduler.alphas_cumprod.double()
+    if torch.allclose((1 - betas).cumprod(0), alpha_bars, rtol=1e-3, atol=1e-6): return tuple(betas.tolist())
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars[:-1]])
+    return tuple((1 - alpha_bars / before).tolist())
+
 def _of_scheduler(scheduler):
     "The process of a scheduler; `ValueError` for one that is neither a chain nor a flow"
     name, asked = type(scheduler).__name__, scheduler.config.get("prediction_type")
@@ -307,7 +314,7 @@ def _of_scheduler(scheduler):
     if not hasattr(scheduler, "betas") or asked not in kinds:
         wanted = f"a scheduler with β and one of {', '.join(kinds)}"
         raise ValueError(f"process: {wanted} expected, got {name} with {asked!r}")
-    betas = tuple(scheduler.betas.double().tolist())
+    betas = _betas_of(scheduler)
     return Steps(name, kinds[asked], _listed(betas), (betas[0], betas[-1]), len(betas))
 
 # %% ../nbs/20_diffusion.ipynb #f16bc93d

@@ -113,12 +113,18 @@ def export_onnx(model:nn.Module, # baked
     "Write ONNX, and look whether its zeros and types are right."
     check_kind(tuple, inputs=inputs)
     check_baked(model)
-    kwargs, model = kwargs or {}, model.eval()
-    program = torch.onnx.export(model, inputs, kwargs=kwargs, dynamo=True, verbose=False, optimize=False)
-    path = atomic_write(path, lambda unfinished: program.save(str(unfinished)))
+    kwargs, modes = kwargs or {}, {m: m.training for m in model.modules()}
+    try:
+        model.eval()
+        program = torch.onnx.export(model, inputs, kwargs=kwargs, dynamo=True, verbose=False, optimize=False)
+        answer = tree_flatten(model(*inputs, **kwargs))[0][0]
+    finally:
+        for m, mode in modes.items(): m.training = mode
     pruned = packable(model)
-    _check_zeros(path, {name: layer.weight for name, layer in pruned.items()})
-    answer = tree_flatten(model(*inputs, **kwargs))[0][0]
+    def write(unfinished):
+        program.save(str(unfinished))
+        _check_zeros(unfinished, {name: layer.weight for name, layer in pruned.items()})
+    path = atomic_write(path, write)
     return dict(weights=len(pruned), dtype=str(answer.dtype), difference=_difference(path, inputs, kwargs, answer))
 
 # %% ../nbs/15_exchange.ipynb #dca786cc
@@ -126,7 +132,9 @@ def _check_zeros(path, weights): # name → weight
     import onnx
     from onnx import numpy_helper
     kept = {x.name: x for x in onnx.load(str(path)).graph.initializer}
+    known = {id(weights[name]) for name in weights if name in kept}   # one that is shared is there once
     for name, w in weights.items():
+        if name not in kept and id(w) in known: continue
         if name not in kept: raise ValueError(f"{path} lacks {name}: the exporter has folded it into another")
         there = torch.from_numpy(numpy_helper.to_array(kept[name]).copy().astype("float64"))
         typed = kept[name].data_type == _ONNX_TYPES[w.dtype]

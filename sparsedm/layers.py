@@ -6,7 +6,7 @@
 __all__ = ['ENDS', 'LAYERS', 'weight_layers', 'check_model', 'why_never', 'default_rule', 'named_layers', 'layer_patterns']
 
 # %% ../nbs/00a_layers.ipynb #28b51e4f
-import difflib, re
+import difflib, re, warnings
 from fnmatch import fnmatchcase
 from torch import nn
 from .masking import parse_pattern
@@ -56,7 +56,7 @@ def why_never(module:nn.Module # any
 # %% ../nbs/00a_layers.ipynb #d3b85c2d
 ENDS = ("*embed*", "caption_projection*", "adaln_single*", "*conv_in", "*conv_out", "*quant_conv", "proj_in",
         "proj_out*", "norm_out*", "patchify_proj", "time_mlp*", "time_step_proj*", "*encoder_proj", "mlm_layer*",
-        "encoder_hidden_states_proj", "final_layer*", "lm_head", "head", "input_blocks.0.*", "out.*")
+        "encoder_hidden_states_proj", "final_layer*", "lm_head", "head", "input_blocks.0.*", "out.*", "clf.*")
 
 LAYERS = {
     "paper": lambda module, fqn: True,
@@ -81,11 +81,13 @@ def default_rule(model:nn.Module)->str: # row of `LAYERS`
     return "paper" if any(type(m).__module__.startswith("sparsedm.") for m in chain) else "inner"
 
 def _by_rule(model, layers, rule):
-    if rule is None: rule = default_rule(model)
+    asked, rule = rule, default_rule(model) if rule is None else rule
     if not isinstance(rule, str) or rule not in LAYERS:
         raise ValueError(f"layers must be one of {', '.join(LAYERS)}; got {rule!r} (names of layers go into targets)")
     _, prefix = _within(model)
     found = {name: layer for name, layer in layers.items() if LAYERS[rule](layer, name.removeprefix(prefix))}
+    if asked is None and rule == "inner" and len(found) == len(layers) > 10:
+        warnings.warn(f"no layer of {type(model).__name__} is called like an end: all {len(layers)} are selected")
     if found or not layers: return found
     raise ValueError(f'layers="{rule}" selects none of the {len(layers)} layers of {type(model).__name__}')
 

@@ -6,13 +6,13 @@
 __all__ = ['as_metadata', 'sparsify_like_', 'zeros_pattern', 'sparsify_zeros_', 'keep_zeros']
 
 # %% ../nbs/01a_like.ipynb #01like03
-import json
+import json, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import torch
 from safetensors import safe_open, SafetensorError
 from torch import nn, Tensor
-from .layers import weight_layers
+from .layers import named_layers, weight_layers
 from .masking import nm_weight, why_dense
 from .ste import NMSparse, check_baked, check_dense, check_weights, make_sparse_, note_, sparsity_config
 
@@ -49,6 +49,8 @@ def sparsify_like_(model:nn.Module, # dense; changed in place
     config = sparsity_config(like) if is_sparse else _config_of(like)
     if not config: raise ValueError(f"{_named(like)} does not say that it is sparse; see sparsify_, sparsify_zeros_")
     layers, chosen = weight_layers(model), {}
+    empty = [name for name, layer in layers.items() if layer.weight.is_meta]
+    if empty: raise ValueError(f"{empty[0]} has no weights: they were not in the files, as where adapters were saved")
     for group in config["groups"]:
         baked = group.get("baked", config.get("baked"))
         for name in group["layers"]: chosen[name] = _checked(layers.get(name), name, group, baked)
@@ -85,12 +87,21 @@ def zeros_pattern(w:Tensor # (out, in) or (out, in, *kernel)
         if 0 < n < m: found.append((n / m, m, f"{n}:{m}"))
     return min(found)[2] if found else ""
 
+def _unused(w): # inputs that all outputs ignore, such as channels that were added and start at zero
+    return int((w.detach() == 0).all(0).flatten(1).all(1).sum()) if w.dim() > 2 else int((w == 0).all(0).sum())
+
 def sparsify_zeros_(model:nn.Module, # dense, with zeros; changed in place
+    exclude=None, # names, wildcards or re:… of layers that stay as they are
     )->nn.Module: # the same model; those layers have a fixed mask, with exactly their zeros
     "Keep the zeros of each layer whose weight has the zeros of a pattern; `ValueError` if there is none."
     check_dense(model, "sparsify_zeros_")
-    groups = {}
-    for name, layer in weight_layers(model).items(): groups.setdefault(zeros_pattern(layer.weight), []).append(name)
+    layers, groups = weight_layers(model), {}
+    dense = named_layers(layers, exclude, "exclude") if exclude else ()
+    for name, layer in layers.items():
+        if name not in dense: groups.setdefault(zeros_pattern(layer.weight), []).append(name)
+    unused = {name: _unused(layers[name].weight) for p, names in groups.items() if p for name in names}
+    for name, n in unused.items():
+        if n: warnings.warn(f"{n} inputs of {name} have only zeros, and keep them; if they are new, exclude it")
     facts = [dict(pattern=p, layers=names, baked=True) for p, names in groups.items() if p]
     if not facts: raise ValueError(f"no layer of {type(model).__name__} has the zeros of an N:M pattern")
     return sparsify_like_(model, dict(groups=facts))
@@ -100,7 +111,7 @@ def sparsify_zeros_(model:nn.Module, # dense, with zeros; changed in place
 def keep_zeros(model:nn.Module): # baked
     "What is zero in a Linear or Conv weight stays zero, whatever happens inside."
     check_baked(model)
-    kept = [(layer.weight, layer.weight != 0) for layer in weight_layers(model).values()]
+    kept = [(layer, layer.weight != 0) for layer in weight_layers(model).values()]
     try: yield model
     finally:
-        for w, there in kept: w.data.masked_fill_(~there, 0.)
+        for layer, there in kept: layer.weight.data.masked_fill_(~there.to(layer.weight.device), 0.)

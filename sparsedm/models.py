@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER_MACS', 'LIBRARIES', 'timestep_embedding', 'Attention', 'Mlp', 'Block', 'PatchEmbed', 'unpatchify', 'UViT',
-           'UNet', 'build_from_config', 'build_model', 'config_of', 'draw_images', 'model_input', 'presets',
-           'load_official']
+           'UNet', 'build_from_config', 'build_model', 'library_class', 'config_of', 'draw_images', 'model_input',
+           'presets', 'load_official']
 
 # %% ../nbs/21_models.ipynb #0e251c0c
 import importlib, math, pickle
@@ -348,11 +348,17 @@ def build_model(name:str, # a preset
 # %% ../nbs/21_models.ipynb #b7c68d1c
 LIBRARIES = dict(diffusers="ModelMixin", transformers="PreTrainedModel")   # library: what its models inherit from
 
-def _from_library(library, name, config):
-    "A randomly initialised model of the class `name` of a library."
+def library_class(library:str, # of LIBRARIES
+    name:str)->type:
+    "The class of a model of a library; `ValueError` if it has no such."
     module = importlib.import_module(library)
     kind, base = getattr(module, str(name), None), getattr(module, LIBRARIES[library])
-    if not (isinstance(kind, type) and issubclass(kind, base)): raise ValueError(f"{library} has no model {name!r}")
+    if isinstance(kind, type) and issubclass(kind, base): return kind
+    raise ValueError(f"{library} has no model {name!r}")
+
+def _from_library(library, name, config):
+    "A randomly initialised model."
+    kind = library_class(library, name)
     return kind.from_config(config) if library == "diffusers" else kind(kind.config_class.from_dict(config))
 
 for library in LIBRARIES: FAMILIES.add(Family(library, partial(_from_library, library)))

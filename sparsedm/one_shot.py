@@ -71,8 +71,8 @@ class _Moments:
     "Sums of x xᵀ over the inputs of the named layers, in float64, for each group of a convolution."
     def __init__(self, names): self.total, self.rows = dict.fromkeys(names, 0.), dict.fromkeys(names, 0)
 
-    def look(self, layer, args, name):
-        x = _input_rows(layer, args[0].float())
+    def look(self, name, layer, args, kwargs):
+        x = _input_rows(layer, (args[0] if args else kwargs["input"]).float())
         if not torch.isfinite(x).all():
             why = "check the weights before it and the images"
             raise ValueError(f"the inputs of {name} have non-finite values; {why}")
@@ -88,9 +88,9 @@ class _Moments:
 
 @contextmanager
 def _watched(model, names, look):
-    "In eval mode, with look(layer, inputs, name=…) before each forward pass of a named layer."
+    "In eval mode, with look(name)(layer, arguments, keywords) before each forward pass of a named layer."
     modes = {m: m.training for m in model.modules()}
-    hooks = [model.get_submodule(name).register_forward_pre_hook(partial(look, name=name)) for name in names]
+    hooks = [model.get_submodule(name).register_forward_pre_hook(look(name), with_kwargs=True) for name in names]
     try:
         model.eval()
         yield
@@ -103,7 +103,7 @@ def _watched(model, names, look):
 def _second_moments(model, names, run):
     "{layer: H, float64} of the inputs of the named layers while run(model) calls the model as it is."
     seen = _Moments(names)
-    with _watched(model, names, seen.look): run(model)
+    with _watched(model, names, lambda name: partial(seen.look, name)): run(model)
     return seen.mean()
 
 def _on_images(images, n, seed, encode=to_float, process="vp"):
@@ -116,6 +116,7 @@ def _on_images(images, n, seed, encode=to_float, process="vp"):
 def _on_calls(calls):
     "Calls a model with given arguments."
     def run(model):
+        if isinstance(calls, dict): raise TypeError("calibrate: a list of dicts, or of tuples, expected, got one dict")
         for call in calls:
             if isinstance(call, dict): model(**call)
             elif isinstance(call, (tuple, list)): model(*call)

@@ -6,7 +6,7 @@
 __all__ = ['model_card', 'save_shared', 'push_to_hub', 'load_shared', 'local', 'denoiser_of']
 
 # %% ../nbs/16_share.ipynb #0c376f32
-import math
+import math, tempfile
 from pathlib import Path
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 from safetensors import safe_open, SafetensorError
@@ -16,7 +16,7 @@ from .checkpoints import load_model, save_model
 from .files import read_json
 from .layers import check_model
 from .like import sparsify_like_
-from .models import LIBRARIES, config_of
+from .models import LIBRARIES, config_of, library_class
 from .packing import load_packed, save_packed
 from .ste import check_baked, layer_report, noted
 
@@ -37,9 +37,11 @@ def _numbers(metrics):
 
 def _loading(model, packed):
     library, name = config_of(model)["kind"], type(model).__name__
+    own = f", model={name}(…)" if library == "own" else ""   # whose class only its author knows
     plain = f"from {library} import {name}\n\nmodel = {name}.from_pretrained(folder)   # its zeros are in its weights"
-    if library not in LIBRARIES: plain = "from sparsedm.share import load_shared\n\nmodel = load_shared(folder)"
-    if packed: plain += "\n\nfrom sparsedm import load_packed\n\nmodel = load_packed(folder/\"packed.safetensors\")"
+    if library not in LIBRARIES: plain = f"from sparsedm.share import load_shared\n\nmodel = load_shared(folder{own})"
+    half = f"\n\nfrom sparsedm import load_packed\n\nmodel = load_packed(folder/\"packed.safetensors\"{own})"
+    if packed: plain += half
     further = "from sparsedm import accelerate_, sparsify_zeros_   # to sample fast; to train on and keep the zeros"
     return f"```python\n{plain}\n\n{further}\n```"
 
@@ -66,20 +68,34 @@ def model_card(model:nn.Module, # baked
     return ModelCard("\n\n".join([*parts, _loading(model, packed)]) + "\n")
 
 # %% ../nbs/16_share.ipynb #d84f3e6e
+def _earlier(folder): # files of a model that was shared here
+    "`FileExistsError` if anything else is in the folder."
+    folder.mkdir(parents=True, exist_ok=True)
+    there = [p for p in folder.iterdir() if not p.name.startswith(".")]   # .git may be
+    card = folder/"README.md"
+    ours = card.is_file() and " with sparsedm." in card.read_text(encoding="utf-8", errors="replace")
+    other = [p.name for p in there if not ours or not (p.suffix in (".json", ".safetensors") or p == card)]
+    if other: raise FileExistsError(f"{folder} has {other[0]}, which save_shared did not write; choose another folder")
+    return there
+
+# %% ../nbs/16_share.ipynb #16save00
 def save_shared(model:nn.Module, # baked
-    folder, # to write to
+    folder, # to write to: new, empty, or what this function wrote earlier, which is replaced
     licence:str, # see `model_card`
     packed:bool=False, # also write packed.safetensors
     **facts # base_model, metrics: see `model_card`
     )->Path: # the folder
     "Weights, configuration and card."
     card, folder = model_card(model, licence, packed=packed, **facts), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder/"packed.safetensors").unlink(missing_ok=True)   # of an earlier model
-    if packed: save_packed(model, folder/"packed.safetensors")   # first, as it may be refused
-    if config_of(model)["kind"] in LIBRARIES: model.save_pretrained(folder, safe_serialization=True)
-    else: save_model(model, folder/"model.safetensors")
-    card.save(folder/"README.md")
+    replaced = _earlier(folder)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as made:   # all is there before anything is replaced
+        made = Path(made)
+        if packed: save_packed(model, made/"packed.safetensors")
+        if config_of(model)["kind"] in LIBRARIES: model.save_pretrained(made, safe_serialization=True)
+        else: save_model(model, made/"model.safetensors")
+        card.save(made/"README.md")
+        for path in replaced: path.unlink()
+        for path in made.iterdir(): path.rename(folder/path.name)
     return folder
 
 def push_to_hub(folder, # of `save_shared`
@@ -94,14 +110,15 @@ def push_to_hub(folder, # of `save_shared`
     return str(url)
 
 # %% ../nbs/16_share.ipynb #4d1e4107
-def load_shared(path # a folder, a file, or "owner/name" on the Hub
+def load_shared(path, # a folder, a file, or "owner/name" on the Hub
+    model:nn.Module=None, # to be filled in place; needed for a class of your own
     )->nn.Module: # in eval mode; sparse if it was saved in training
     "Open a model, whoever saved it."
     where = local(path)
-    if where.is_file(): return _load_file(where)
+    if where.is_file(): return _load_file(where, model)
     part = where/denoiser_of(where)
     if (part/"config.json").is_file(): return _load_folder(part)
-    if (part/"model.safetensors").is_file(): return _load_file(part/"model.safetensors")
+    if (part/"model.safetensors").is_file(): return _load_file(part/"model.safetensors", model)
     raise FileNotFoundError(f"{path} has no model: neither config.json nor model.safetensors")
 
 def local(path # a folder, a file, or "owner/name" on the Hub
@@ -120,19 +137,35 @@ def denoiser_of(folder # of a pipeline, or of a model
 
 # %% ../nbs/16_share.ipynb #82c29360
 def _load_folder(folder):
-    from diffusers import AutoModel
-    model = AutoModel.from_pretrained(str(folder), use_safetensors=True).eval()
-    lacking = [name for name, w in model.state_dict().items() if w.is_meta]
+    config = read_json(folder/"config.json")
+    if "_class_name" not in config: model, lacking = _of_transformers(folder, config)
+    else:
+        from diffusers import AutoModel
+        variants = [p.name for p in folder.glob("*.*.safetensors")]
+        if variants and not list(folder.glob("*model.safetensors*")):
+            raise ValueError(f"{folder} has a variant only, {variants[0]}; load it in Python, and save it without")
+        model = AutoModel.from_pretrained(str(folder), use_safetensors=True)
+        lacking = [name for name, w in model.state_dict().items() if w.is_meta]
     if lacking: raise ValueError(f"{folder} lacks weights: {', '.join(lacking[:3])}; was it saved with adapters?")
+    model.eval()
     note = noted(model)
     in_training = [g for g in note.get("groups", ()) if not g.get("baked", note.get("baked"))]
     return sparsify_like_(model, folder) if in_training else model
 
-def _load_file(file):
+def _of_transformers(folder, config):
+    "(The model of the class that was saved, names of weights that were not.)"
+    name = (config.get("architectures") or [None])[0]
+    if name is None: raise ValueError(f"{folder}/config.json names no class of diffusers or transformers")
+    kind = library_class("transformers", name)
+    model, said = kind.from_pretrained(str(folder), use_safetensors=True, output_loading_info=True)
+    return model, sorted(said["missing_keys"])
+
+# %% ../nbs/16_share.ipynb #16file00
+def _load_file(file, model=None):
     try:
         with safe_open(str(file), "pt") as f: packed = "packed" in (f.metadata() or {})
     except SafetensorError: packed = False   # load_model says what is wrong
-    return load_packed(file) if packed else load_model(file)
+    return load_packed(file, model=model) if packed else load_model(file, model)
 
 def _downloaded(name):
     if str(name).count("/") != 1 or str(name).startswith((".", "/")): raise FileNotFoundError(f"there is no {name}")

@@ -144,6 +144,7 @@ def dense_names(state:dict # name → tensor; changed nowhere
 class SparseLayer(_Stored):
     "What a layer becomes: W is its parameter; reading `weight` computes W̃."
     _inside = False   # its own forward
+    def __new__(cls, *args, **kwargs): return cls.dense_class(*args, **kwargs)   # as PEFT builds another of its type
 
     @property
     def weight(self)->Tensor: # W̃
@@ -179,7 +180,7 @@ def _sparse_class(dense):
         _classes[dense] = type(f"Sparse{dense.__name__}", (SparseLayer, dense), dict(dense_class=dense))
     return _classes[dense]
 
-def _empty(dense): return _sparse_class(dense).__new__(_sparse_class(dense))
+def _empty(dense): return object.__new__(_sparse_class(dense))
 
 def make_sparse_(layer, sparsity):
     "Give a layer an `NMSparse`."
@@ -346,9 +347,11 @@ def noted(part:nn.Module)->dict: # {} if there is none
 # %% ../nbs/01_ste.ipynb #01ste043
 def note_(model, baked=False): # baked: those that are sparse are about to be
     "Keep its `sparsity_config` in the configuration of each part that has one."
+    known = []   # in transformers, a model and its parts share one configuration: it is the outermost's
     for part in model.modules():
-        of_diffusers = hasattr(part, "register_to_config")
-        if not of_diffusers and not hasattr(getattr(part, "config", None), "to_dict"): continue   # as of transformers
+        of_diffusers, own = hasattr(part, "register_to_config"), getattr(part, "config", None)
+        if not of_diffusers and not hasattr(own, "to_dict") or any(own is c for c in known): continue
+        known.append(own)
         config = sparsity_config(part)
         config["groups"] = [g | dict(baked=baked) for g in config["groups"]] + _baked_before(part, config)
         if not config["groups"]: continue

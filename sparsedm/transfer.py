@@ -41,7 +41,7 @@ def _taught(teacher, x_t, t, cond, process):
         raise ValueError(f"the teacher does not take what the student learns, {tuple(x_t.shape)}: {e}") from e
 
 def transfer_loss(
-    teacher:nn.Module, # dense, trained; frozen here
+    teacher:nn.Module, # dense, trained; no gradient reaches it
     lambda_teacher:float=.1, # λ₁ of Eq. 11: weight of ‖teacher − student‖²
     lambda_noise:float=1., # λ₂ of Eq. 11: weight of ‖ε − student‖²
     process="vp", # what both networks diffuse by, see `diffusion.PROCESSES`
@@ -50,7 +50,7 @@ def transfer_loss(
     _check_weights(lambda_teacher, lambda_noise)
     check_model(teacher)
     check_dense(teacher, "transfer_loss")
-    teacher.eval().requires_grad_(False)
+    teacher.eval()
 
     def loss(student, x0, t, noise, cond=None, mask=None):
         if student is teacher: raise ValueError("student and teacher are one model; give the teacher as a copy")

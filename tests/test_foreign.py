@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from sparsedm.like import keep_zeros
+from sparsedm.like import keep_zeros, sparsify_like_
+from sparsedm.share import load_shared, save_shared
 from sparsedm.ste import add_masked_decay_, bake_, dense_weight, sparse_layers, sparsify_
 
 lightning, peft, transformers = (pytest.importorskip(name) for name in ("lightning", "peft", "transformers"))
@@ -148,7 +149,8 @@ import sys, torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 sys.path.insert(0, "tests")
 from test_foreign import net
-from sparsedm.like import keep_zeros
+from sparsedm.like import keep_zeros, sparsify_like_
+from sparsedm.share import load_shared, save_shared
 from sparsedm.ste import add_masked_decay_
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
@@ -182,3 +184,38 @@ def test_two_processes_that_shard_a_model_learn_what_one_learns(tmp_path):
         optimizer.step()
     for name, w in torch.load(tmp_path/"state.pt", weights_only=True).items():
         torch.testing.assert_close(w, alone.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def bert(seed=0):
+    torch.manual_seed(seed)
+    small = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    return transformers.BertForMaskedLM(transformers.BertConfig(**small))
+
+
+def test_transformers_know_again_how_they_were_sparse(tmp_path):
+    model = sparsify_(bert(), "2:4", "improved", exclude="*decoder")
+    model.save_pretrained(tmp_path/"training")
+    again = sparsify_like_(transformers.BertForMaskedLM.from_pretrained(tmp_path/"training"), tmp_path/"training")
+    assert list(sparse_layers(again)) == list(sparse_layers(model))
+    assert list(sparse_layers(load_shared(tmp_path/"training"))) == list(sparse_layers(model))
+    back = load_shared(save_shared(bake_(model), tmp_path/"baked", "mit"))
+    assert type(back) is type(model)   # and not the network without its head
+    for name, w in model.state_dict().items(): assert torch.equal(back.state_dict()[name], w), name
+
+
+def test_transformers_without_their_head_are_refused(tmp_path):
+    bert().bert.save_pretrained(tmp_path)
+    config = (tmp_path/"config.json").read_text().replace("BertModel", "BertForMaskedLM")
+    (tmp_path/"config.json").write_text(config)
+    with pytest.raises(ValueError, match="lacks weights: cls.predictions"): load_shared(tmp_path)
+
+
+def test_adapters_beside_a_sparse_convolution():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    sparsify_(model, targets=["0", "2"], estimator="ste")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["0", "2"], r=2))
+    assert [type(m).__name__ for m in sparse_layers(adapted).values()] == ["SparseConv2d"] * 2
+    x = torch.randn(2, 8, 4, 4)
+    adapted(x).square().mean().backward()
+    trained = {name for name, p in adapted.named_parameters() if p.grad is not None}
+    assert trained and all("lora_" in name for name in trained)
