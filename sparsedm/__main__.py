@@ -251,8 +251,9 @@ def main(arguments=None # of the command line
     "Do one command."
     args = parser().parse_args(arguments)
     args.progress = sys.stderr.isatty()   # bars where somebody looks
-    load_papers()
-    try: args.do(args)
+    try:
+        load_papers()
+        args.do(args)
     except KeyboardInterrupt: return 130
     except (ValueError, TypeError, LookupError, OSError, ImportError, ArithmeticError, RuntimeError) as e:
         print(f"sparsedm {args.command}: {e}", file=sys.stderr)

@@ -17,7 +17,6 @@ from .cpu_linear import Packed, linear_kernels, pack_rows, sparse_linear, sparse
 from .layers import weight_layers
 from .models import Mlp
 
-
 # %% ../nbs/12e_cpu_layers.ipynb #c12f0006
 class _Sparse(nn.Module):
     "A packed weight and a float32 bias, as buffers."
@@ -77,7 +76,6 @@ class CpuConv2d(_Sparse):
         kh, kw = self.kernel
         return f"{self.shape[1] // (kh * kw)} → {self.shape[0]}, {kh}×{kw}, stride {self.stride}"
 
-
 # %% ../nbs/12e_cpu_layers.ipynb #c12f0013
 def same_padding(layer:nn.Conv2d)->int|None: # None where it is not
     "Zeros on all sides, if they are as many on each."
@@ -85,7 +83,6 @@ def same_padding(layer:nn.Conv2d)->int|None: # None where it is not
     if layer.padding == "same": sides = [(k - 1) / 2 for k in layer.kernel_size]
     else: sides = list(layer.padding)
     return int(sides[0]) if len(set(sides)) == 1 and sides[0] == int(sides[0]) else None
-
 
 # %% ../nbs/12e_cpu_layers.ipynb #c12f0014
 class CpuMlp(_Sparse):
@@ -179,7 +176,6 @@ class CpuBackend:
         return {(): self.sparse(layer)}
     def swapped(self, model:nn.Module)->nn.Module: # after layers were swapped
         return join_mlps(model)
-
 
 # %% ../nbs/12e_cpu_layers.ipynb #c12f0015
 def join_mlps(model:nn.Module # changed in place

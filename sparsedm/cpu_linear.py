@@ -374,7 +374,6 @@ def c_weight(p:Packed, bias:Tensor|None=None, gelu:bool=False): # a struct; its 
     half = p.value.dtype == torch.bfloat16
     return _Weight(*p.shape, p.block, half, gelu, *map(address, (p.start, p.index, p.value, bias)))
 
-
 # %% ../nbs/12a_cpu_linear.ipynb #c12b001b
 WIDE = 4   # vectors of a tile
 COMMON = VECTORS + PACKED + MULTIPLY + BLOCK + GELU + TURN + TILE + TOKENS + DRIVER
@@ -442,7 +441,6 @@ def _check(x, p, bias):
 
 def goes_through_pytorch(x): # as an operation: while it is traced, and for tensors that are not in memory
     return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
-
 
 # %% ../nbs/12a_cpu_linear.ipynb #c12b0036
 def sparse_linear(x:Tensor, # (…, in)

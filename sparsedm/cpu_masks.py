@@ -283,7 +283,6 @@ def nm_apply(w:Tensor, # (out, in) or (out, in, *kernel) weight, finite
     kept = _run(mask_kernels(), w, n, m, "kept", torch.empty_like(w)) if weight else None
     return kept, _run(mask_kernels(), w, n, m, "mask", torch.empty_like(w, dtype=torch.bool)) if mask else None
 
-
 # %% ../nbs/12d_cpu_masks.ipynb #c12e001a
 @torch.no_grad()
 def masked_decay_(target:Tensor, # changed in place: a gradient, or `w` itself

@@ -135,7 +135,6 @@ def gathered(p:Packed, # with the places of its entries
     "The entries at the same places, with new values."
     return replace(p, value=placed(w, p.place))
 
-
 # %% ../nbs/12c_cpu_training.ipynb #c12d0020
 def _nonzeros(x): # float32
     found = torch.zeros(1, dtype=torch.int64)
@@ -149,7 +148,6 @@ def check_inside(p:Packed, w:Tensor): # values of the entries, and the weight th
     if not outside: return
     what = f"{outside} nonzeros of a weight {tuple(w.shape)} are not in the mask it was packed with"
     raise ValueError(f"{what}; pack it again")
-
 
 # %% ../nbs/12c_cpu_training.ipynb #c12d0021
 def entry_gradient(x:Tensor, dy:Tensor, # input and gradient of the output: of tokens, or of images
@@ -188,7 +186,6 @@ def linear_packs(w:Tensor # (out, in), masked
     )->Packs:
     "Both forms of a linear layer's weight."
     return Packs(pack_rows(w), pack_rows(w.t()))
-
 
 # %% ../nbs/12c_cpu_training.ipynb #c12d0019
 class _Linear(torch.autograd.Function):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from importlib.util import find_spec
+from .checks import Rule, check, instance, one_of, plain_name, string, whole_number
 
 # %% ../nbs/29_declare.ipynb #f0dc80ce
 def load_papers():
@@ -137,9 +138,8 @@ class Method:
     look:tuple = ("grey", "o", "-")   # hue, marker and line, see `34_figures`
 
     def __post_init__(self):
-        if self.training not in TRAINING:
-            raise ValueError(f"training must be one of {', '.join(TRAINING)}; got {self.training!r}")
-        if isinstance(self.hooks, str): raise ValueError(f"hooks must be a tuple of names; got {self.hooks!r}")
+        check(name=(self.name, plain_name), training=(self.training, one_of(TRAINING)),
+              hooks=(self.hooks, instance(tuple)))
 
 METHODS = Registry("method", "Method", of_papers=True)
 
@@ -163,7 +163,6 @@ class Measure:
     sampler_steps:int            # network evaluations per image
     points:int = 0               # evaluations along a learning curve
 
-
 # %% ../nbs/29_declare.ipynb #7530baa9
 @dataclass(frozen=True)
 class Net:
@@ -175,6 +174,10 @@ class Net:
     layers:str = "paper"         # which layers are made sparse, row of `ste.LAYERS`
     data:str = ""                # row of DATASETS; "": that of the scale
     measure:Measure = None       # how it is measured; None: as the scale says
+
+# %% ../nbs/29_declare.ipynb #29scale0
+def _are_seeds(v): return isinstance(v, tuple) and len(set(v)) == len(v) > 0 and all(map(whole_number().fine, v))
+_SEEDS = Rule("a tuple of different whole numbers from 0", _are_seeds)
 
 @dataclass(frozen=True)
 class Scale:
@@ -191,8 +194,9 @@ class Scale:
     short_sweeps:bool = False    # with fewer settings, and fewer ratios on the second backbone?
 
     def __post_init__(self):
-        if 0 <= self.starts <= len(self.seeds): return
-        raise ValueError(f"{self.name}: {len(self.seeds)} seeds have 0 to {len(self.seeds)} starts; got {self.starts}")
+        check(name=(self.name, plain_name), nets=(self.nets, instance(dict)), seeds=(self.seeds, _SEEDS),
+              measure=(self.measure, instance(Measure)))
+        check(starts=(self.starts, whole_number(0, len(self.seeds))))
 
 SCALES = Registry("scale", "Scale", of_papers=True)
 
@@ -207,6 +211,9 @@ class Table:
     everything:bool = False      # reads all runs of the scale
     when:Callable = None         # Scale → can it be made there?; None: everywhere
     paper:str = "sparsedm"
+
+    def __post_init__(self):
+        check(name=(self.name, plain_name), files=(self.files, string), paper=(self.paper, plain_name))
 
     @property
     def names(self)->list: # of its files in figures/<scale>

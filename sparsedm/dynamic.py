@@ -12,6 +12,7 @@ import math, warnings
 from dataclasses import asdict, dataclass
 import torch
 from torch import nn, Tensor
+from .checks import boolean, check, finite_number, instance, one_of, whole_number
 from .declare import HOOKS, Hook
 from .layers import weight_layers
 from .ste import check_baked
@@ -31,14 +32,8 @@ def maskable(model:nn.Module # any model, plain
 # %% ../nbs/03_dynamic.ipynb #d03a0009
 TOPOLOGIES = ("erk", "uniform")
 
-def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
-def _is_whole(x): return isinstance(x, int) and not isinstance(x, bool) and x >= 1
-
-def _check_sparsity(sparsity, topology):
-    if not (_is_number(sparsity) and 0 <= sparsity < 1):
-        raise ValueError(f"sparsity must be a number from 0 to below 1, the share that is zero; got {sparsity!r}")
-    if topology in TOPOLOGIES: return
-    raise ValueError(f"topology must be one of {', '.join(TOPOLOGIES)}; got {topology!r}")
+def _check_sparsity(sparsity, topology): # sparsity: the share that is zero
+    check(sparsity=(sparsity, finite_number(0, below=1)), topology=(topology, one_of(TOPOLOGIES)))
 
 def densities(shapes:dict, # name → shape of a weight
     sparsity:float, # share of all weights that are zero, 0 to below 1
@@ -182,15 +177,9 @@ class Moves:
     until:float=.75      # share of the steps after which the topology stays
 
     def __post_init__(self):
-        rules = {
-            "regrow": (self.regrow in REGROW, f"one of {REGROW}"),
-            "p": (_is_number(self.p) and 0 < self.p < 1, "a number between 0 and 1"),
-            "anneal": (isinstance(self.anneal, bool), "True or False"),
-            "every": (_is_whole(self.every), "a whole number from 1"),
-            "until": (_is_number(self.until) and 0 < self.until <= 1, "above 0 and at most 1"),
-        }
-        for name, (good, allowed) in rules.items():
-            if not good: raise ValueError(f"{name} must be {allowed}; got {getattr(self, name)!r}")
+        check(regrow=(self.regrow, one_of(REGROW)), p=(self.p, finite_number(above=0, below=1)),
+              anneal=(self.anneal, boolean), every=(self.every, whole_number(1)),
+              until=(self.until, finite_number(above=0, high=1)))
 
     def due(self, step:int, steps:int)->bool: # after `step` of `steps`
         return bool(self.regrow) and 0 < step <= self.until * steps and step % self.every == 0 and step < steps
@@ -205,8 +194,7 @@ class Moves:
 _SETTINGS = "sparsity", "steps", "topology", "group", "seed"
 
 def _check_updates(moves, steps):
-    if not _is_whole(steps): raise ValueError(f"steps must be a whole number from 1; got {steps!r}")
-    if not isinstance(moves, Moves): raise TypeError(f"moves must be Moves(…); got {moves!r}")
+    check(steps=(steps, whole_number(1)), moves=(moves, instance(Moves)))
     if not moves.regrow or any(moves.due(step, steps) for step in range(1, steps)): return
     raise ValueError(f"no update would be due in {steps} steps: every={moves.every}, until={moves.until}")
 
@@ -299,7 +287,6 @@ class Topology(_Moving):
             if due: self.scores[name] = w.grad.abs()
             w.grad.masked_fill_(~self.masks[name], 0.)
 
-
 # %% ../nbs/03_dynamic.ipynb #d03a0027
 UPDATES = 20   # of a run that does not say how many
 
@@ -309,7 +296,7 @@ def moves_of(options:dict, # of a run
     "The updates of a run."
     moves = {k: options[k] for k in ("regrow", "p", "anneal", "until") if k in options}
     until, updates = moves.get("until", Moves.until), options.get("updates", UPDATES)
-    if not _is_whole(updates): raise ValueError(f"updates must be a whole number from 1; got {updates!r}")
+    check(updates=(updates, whole_number(1)))
     return Moves(every=max(1, int(until * steps / updates)), **moves)
 
 def topology_of(run # with "sparsity" in its options

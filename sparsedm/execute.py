@@ -9,7 +9,7 @@ __all__ = ['NOISE_SEEDS', 'NOTHING_SEEN', 'TIMES', 'HELD_OUT', 'device_name', 'l
            'execute_evaluation', 'gpu_tflops', 'throughput', 'do_run', 'main']
 
 # %% ../nbs/32_execute.ipynb #fc5d6ffd
-import argparse, copy, math, statistics, time, traceback
+import argparse, copy, math, os, statistics, time, traceback
 from pathlib import Path
 import pandas as pd
 import torch
@@ -18,7 +18,7 @@ from .checkpoints import kept_tensor, save_model
 from .data import PIXELS, Images, States, batch_states, load_images, pictures
 from .declare import CODECS, DATASETS, HOOKS, LOSSES, METHODS, PREPARE, SCALES, Hook, load_papers
 from .diffusion import noise_loss, sample
-from .files import locked, read_json, runs_dir, text_sha, write_json
+from .files import locked, read_sealed, runs_dir, text_sha, write_sealed
 from .accelerate import Replay
 from .gpu import cuda_times
 from .macs import macs_summary
@@ -28,6 +28,7 @@ from .models import build_model
 from .records import (has_record, kept_path, load_trained, model_path, read_record, record_path, run_folder,
                               write_record)
 from .run import Run, find_run, runs_of
+from .signals import BetweenSteps, Stopped
 from .ste import bake_, dense_weight, layer_report, sparse_layers, sparsity_of
 from .training import TrainConfig, accelerator, halving, train
 from .transfer import teacher_samples
@@ -215,8 +216,10 @@ def _train(run, model, folder, progress, deadline):
     "(EMA model, losses, what the hooks saw, seconds with the parts before an interruption)"
     hooks = hooks_of(run, folder)
     loss_fn = LOSSES.named(run.loss)(run, lambda: load_start(run))
-    model, log = train(model, training_images(run), train_config(run), folder, loss_fn,
-                       hooks=[*hooks, Deadline(deadline)], progress=progress, encode=codec_of(run).encode)
+    with BetweenSteps() as stop:
+        settings = dict(hooks=[*hooks, Deadline(deadline), stop], progress=progress, encode=codec_of(run).encode)
+        try: model, log = train(model, training_images(run), train_config(run), folder, loss_fn, **settings)
+        except Stopped: stop.go_on()
     seen = {}
     for hook in hooks:
         if hasattr(hook, "seen"): seen |= hook.state()
@@ -236,7 +239,6 @@ def _looked_at(run):
     x0, mask = batch_states(images, torch.arange(min(most, len(images))), codec_of(run).encode)
     enough = max(1, round(min(HELD_OUT, run.n_samples) / len(x0)))
     return x0, mask, enough if has_held_out(run) else 1
-
 
 # %% ../nbs/32_execute.ipynb #4e1d0a74
 @torch.no_grad()
@@ -275,10 +277,10 @@ def floor(run:Run)->float: # kept per scale: its features take longer than a run
     "FID of real images against other real ones, as many as the run draws where the data set has a test set."
     n = run.n_samples if has_held_out(run) else None
     path = runs_dir(run.scale)/f"floor-{run.data}-{run.extractor}-{n or 'all'}.json"
-    try: return float(read_json(path)["fid"])
+    try: return float(read_sealed(path)["fid"])
     except (OSError, ValueError, KeyError, TypeError): pass   # not there, or damaged
     scores = score_floor(run.data, n=n, extractor=run.extractor, metrics=("fid",), device=device_name())
-    write_json(path, dict(fid=scores["fid"]))
+    write_sealed(path, dict(fid=scores["fid"]))
     return scores["fid"]
 
 # %% ../nbs/32_execute.ipynb #76d4bdf0
@@ -346,10 +348,13 @@ def _record(run, progress, deadline):
                  params=int(report.params.sum()), kept=int(report.kept.sum()), seconds=seconds,
                  throughput=throughput(run, macs, losses, seconds))
 
-
 # %% ../nbs/32_execute.ipynb #f9812183
 def _is_start(run): # of other runs
     return run.pretrained or any(run.id == r.start for r in runs_of(run.scale))
+
+def _check_writable(folder): # before hours of training
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK): raise PermissionError(f"{folder} cannot be written to")
 
 def do_run(run:Run, # what to do
     progress:bool=False, # show a bar for its training
@@ -361,6 +366,7 @@ def do_run(run:Run, # what to do
     with locked(folder/".lock", wait=wait):
         model_gone = _is_start(run) and not model_path(run).is_file()
         if has_record(run) and not model_gone: return read_record(run)
+        _check_writable(record_path(run).parent)
         try: _record(run, progress, deadline)
         except TimeIsUp: raise
         except Exception as e:

@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['LARGEST', 'keep', 'pretrain', 'wanted_runs', 'drive', 'summary', 'parser', 'main']
 
+# %% ../nbs/36_experiments.ipynb #36signal
+import signal
+_ours = __name__ == "__main__" and "__file__" in globals() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+if _ours: signal.signal(signal.SIGINT, signal.SIG_DFL)   # Ctrl-C while the rest is imported needs no traceback
+
 # %% ../nbs/36_experiments.ipynb #a7c0514b
 import argparse, math, os, shutil, sys, time
 import torch
@@ -13,11 +18,12 @@ from .checkpoints import load_model, save_model
 from .data import load_images
 from .declare import SCALES, TABLES, load_papers
 from .execute import TimeIsUp, do_run, execute_training
-from .files import atomic_write, figures_dir, remember, root
+from .files import atomic_write, checkpoints_dir, figures_dir, records_dir, remember, root, runs_dir, sweep
 from .graph import run_graph, to_do, untrained_starts
 from .ledger import ledger_counts
 from .records import has_record, kept_path, run_folder, why_missing, without_record
 from .run import Run, check_tables, runs_of, tables_of
+from .signals import exit_code, terminable
 from .training import precision
 
 # %% ../nbs/36_experiments.ipynb #a2e19e01
@@ -66,6 +72,7 @@ def drive(scale:str, # row of SCALES
     "Do the undone runs of a scale one after the other in this process, by importance."
     wanted, deadline, cost, failed = wanted_runs(scale, names), time.monotonic() + 60 * minutes, {}, []
     load_images(SCALES.named(scale).data)   # if they are missing, it is said once
+    sweep(runs_dir(scale), records_dir(scale), checkpoints_dir())
     todo = to_do(wanted)
     bar = tqdm(todo, desc=scale, unit="run")
     for run in bar:
@@ -147,13 +154,18 @@ def main():
     given = p.parse_args()
     _check(p, given)
     try:
-        precision()   # a wrong value of accelerate's variable is said at once
-        if given.pretrain: pretrain(given.scale)
-        elif not given.minutes: _whole(given.scale, given.only, given.cores, given.dry_run)
-        elif any(map(why_missing, drive(given.scale, given.minutes, given.only))): sys.exit(1)
+        with terminable(): _work(given)
     except (RuntimeError, FileNotFoundError, ValueError) as e: sys.exit(f"sparsedm: {e}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("sparsedm: interrupted; start again to go on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_code(stopped))
 
-if __name__ == "__main__" and "__file__" in globals(): main()   # not inside a notebook
+def _work(given):
+    precision()   # a wrong value of accelerate's variable is said at once
+    if given.pretrain: pretrain(given.scale)
+    elif not given.minutes: _whole(given.scale, given.only, given.cores, given.dry_run)
+    elif any(map(why_missing, drive(given.scale, given.minutes, given.only))): sys.exit(1)
+
+if __name__ == "__main__" and "__file__" in globals():   # not inside a notebook
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL: signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()

@@ -116,7 +116,6 @@ def metric_label(df:pd.DataFrame, # with columns extractor and n_samples
     extractor, n = kinds[0]
     return f"{metric} ({extractor}, {n:,} samples)"
 
-
 # %% ../nbs/34_figures.ipynb #88ce063c
 def check_comparable(rows:pd.DataFrame)->None: # a row per record
     "`ValueError` names the column in which records that stand side by side were measured or trained differently."
@@ -362,7 +361,6 @@ def compare(rows, # a row per seed
 def _factor(both):
     low, high = sorted(both.mean())
     return f"{both.a.mean():.1f} against {both.b.mean():.1f}, a factor of {high / low:.1f}"
-
 
 # %% ../nbs/34_figures.ipynb #ff97b1ba
 def versus(rows:pd.DataFrame, # a row per seed and value of `over`

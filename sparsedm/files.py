@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['is_root', 'find_root', 'root', 'records_dir', 'speed_dir', 'checkpoints_dir', 'runs_dir', 'figures_dir',
            'notebooks_dir', 'cache_dir', 'data_dir', 'extractors_dir', 'codecs_dir', 'atomic_write', 'write_text',
-           'write_json', 'read_json', 'locked', 'file_sha', 'text_sha', 'remember', 'nothing_to_do', 'main']
+           'write_json', 'read_json', 'sweep', 'write_sealed', 'read_sealed', 'locked', 'file_sha', 'text_sha',
+           'remember', 'nothing_to_do', 'main']
 
 # %% ../nbs/28_files.ipynb #820851b2
-import hashlib, json, os, sys
+import hashlib, json, os, platform, re, sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,13 +65,15 @@ def extractors_dir()->Path: return _brought("extractors")   # weights of our own
 def codecs_dir()->Path: return _brought("codecs")           # weights of our own autoencoders
 
 # %% ../nbs/28_files.ipynb #3535990f
+_MACHINE = re.sub(r"\W", "", platform.node())[:20]   # a disk may be shared by several
+
 def atomic_write(path, # final name; its folder is created
     write:Callable, # write(temporary path)
     )->Path: # the file written
     "Call `write` on a temporary name, then rename: `path` appears whole or not at all."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{path.name}.{_MACHINE}.{os.getpid()}.tmp")
     try:
         write(unfinished)
         with open(unfinished, "rb") as f: os.fsync(f.fileno())
@@ -91,12 +94,56 @@ def write_json(path, # final name
     "Write a value as JSON, atomically."
     return write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
+_REMEDY = "delete it to have it made again"
+
+def _each_once(pairs): # of an object in JSON
+    found = dict(pairs)
+    if len(found) == len(pairs): return found
+    raise ValueError(f"one of {', '.join(found)} is there twice")
+
 def read_json(path, # a file
     ): # its value
     "Read JSON; `ValueError` that names a file that is not."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
+    try: return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is not valid JSON ({e}); delete it to have it made again") from None
+        raise ValueError(f"{path} is not valid JSON ({e}); {_REMEDY}") from None
+
+# %% ../nbs/28_files.ipynb #28sweep1
+def _is_alive(pid):
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    except OSError: return True   # of somebody else
+    return True
+
+def sweep(*folders)->list: # of the files removed
+    "Remove what dead processes left unfinished in these folders and below."
+    found = [p for folder in folders for p in Path(folder).rglob(".*.tmp")]
+    parts = {p: re.fullmatch(r"\..+\.(\w*)\.(\d+)\.tmp", p.name) for p in found}
+    dead = [p for p, m in parts.items() if m and m[1] == _MACHINE and not _is_alive(int(m[2]))]
+    for p in dead: p.unlink(missing_ok=True)
+    return dead
+
+# %% ../nbs/28_files.ipynb #28seal01
+def _checksum(value): # of what is JSON
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+def write_sealed(path, # final name
+    value:dict, # JSON-able, names are texts
+    )->Path: # the file written
+    "Write a dict as JSON with a checksum of all else in it, atomically."
+    if "checksum" in value: raise ValueError(f"{path}: 'checksum' is written by write_sealed")
+    return write_json(path, {**value, "checksum": _checksum(json.loads(json.dumps(value, allow_nan=False)))})
+
+def read_sealed(path, # a file of `write_sealed`
+    earlier:tuple=(), # names in a file of before there were checksums; such a file has none but these
+    )->dict: # without the checksum
+    "Read it back; `ValueError` that names a file whose values are not those that were written."
+    found = read_json(path)
+    if not isinstance(found, dict): raise ValueError(f"{path} has no values under names; {_REMEDY}")
+    written = found.pop("checksum", None)
+    if written == _checksum(found) or written is None and found.keys() <= set(earlier): return found
+    raise ValueError(f"{path} is damaged, or was changed by hand: its checksum is {_checksum(found)}, it was written "
+                     f"with {written}; {_REMEDY}")
 
 # %% ../nbs/28_files.ipynb #7ee616e7
 @contextmanager
@@ -109,6 +156,7 @@ def locked(path, # the lock's file; its folder is created
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as lock:
         if fcntl: _take(lock, waiting, wait)
+        os.utime(path)   # when it was taken
         yield lock
 
 def _take(lock, waiting, wait):

@@ -18,7 +18,6 @@ from torch.sparse import SparseSemiStructuredTensorCUTLASS
 from .layers import weight_layers
 from .packing import HALF, pack, packable, unpack, why_not_24
 
-
 # %% ../nbs/11_gpu.ipynb #746ee1e9
 PLAN = (0, 1, -1)   # the library's own choice: algorithm, split-k, and its mode
 def _one_plan(packed, x, bias): return [PLAN]

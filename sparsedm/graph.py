@@ -16,11 +16,12 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 from .declare import DATASETS, SCALES, TABLES
-from .files import (figures_dir, locked, notebooks_dir, read_json, root, runs_dir, text_sha, write_json,
-                            write_text)
+from .files import (figures_dir, locked, notebooks_dir, read_sealed, records_dir, root, runs_dir, sweep,
+                            text_sha, write_sealed, write_text)
 from .records import (frame, has_record, model_path, read_records, record_path, run_folder, why_missing,
                               without_record)
 from .run import Run, check_tables, find_run, runs_of, tables_of
+from .signals import MARK, end_all, terminable
 
 # %% ../nbs/33_graph.ipynb #3dfe0edc
 def starts_of(runs:list)->list: # without repetition
@@ -57,7 +58,6 @@ def deal(runs:list, fewest:int, most:int)->list: # of lists
         spent += work(r)
     return [d for d in dealt if d]
 
-
 # %% ../nbs/33_graph.ipynb #d99ef1b9
 def _batch(number, runs, after):
     name = f"{number:02d}-{text_sha(' '.join(r.id for r in runs))}"
@@ -88,7 +88,7 @@ def make_plan(runs:list, # by importance; those with a record are left out
 def read_plan(path # a job's file
     )->list: # batches; their "runs" are runs
     "The plan in a job's file; `ValueError` names what is wrong in it."
-    batches = read_json(path)["batches"]
+    batches = read_sealed(path)["batches"]
     for batch in batches:
         runs = [Run(**fields) for fields in batch["runs"].values()]
         if wrong := [r.id for r in runs if r.id not in batch["runs"]]:
@@ -194,12 +194,12 @@ def _targets(scale, plan, drawing):
     batches = [f"runs/{scale}/batches/{b['name']}.ipynb" for b in plan]
     return batches + [f"runs/{scale}/drawn-{i}.txt" for i in range(len(drawing))]
 
-def _snakemake(cores, job, targets, lock):
-    "The process; it inherits the lock, which stays held as long as jobs may be running."
+def _snakemake(cores, job, targets, lock, mark):
+    "The process; it inherits the lock, which stays held as long as jobs may be running, and a mark."
     rules = ["--rerun-incomplete", "--keep-going", "--rerun-triggers", "mtime", "--nolock", "--quiet", "rules"]
     which = ["--config", f"job={job.relative_to(root())}", "--", *targets]
     command = [sys.executable, "-m", "snakemake", "--cores", str(cores), *rules, *which]
-    return subprocess.Popen(command, cwd=root(), pass_fds=[lock.fileno()], text=True,
+    return subprocess.Popen(command, cwd=root(), pass_fds=[lock.fileno()], text=True, env={**os.environ, MARK: mark},
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 # %% ../nbs/33_graph.ipynb #7bcad1c6
@@ -212,27 +212,27 @@ def _listen(process, said):
         for line in process.stdout:
             if not _CHATTER.match(line): said.append(line)
 
+def _at_work(runs, began): # since then
+    "Names of runs that are begun and have no record."
+    def at(run):
+        lock = run_folder(run)/".lock"
+        return lock.is_file() and lock.stat().st_mtime > began
+    return ", ".join(r.name for r in without_record(runs) if at(r))
+
 def _follow(process, what, runs, drawn):
     "Show a bar of records while Snakemake works; returns what it said."
-    said = []
+    said, began, shown = [], time.time(), 0.
     listener = threading.Thread(target=_listen, args=(process, said), daemon=True)
     listener.start()
     pause = float(os.environ.get("TQDM_MININTERVAL", 1))
     with tqdm(total=len(runs), desc=what, unit="run", mininterval=pause, disable=not runs) as bar:
         while process.poll() is None or listener.is_alive():
             listener.join(1)
-            done = sum(map(has_record, runs))
-            if done == len(runs) and drawn: bar.set_postfix_str(f"drawing {drawn} tables", refresh=False)
-            bar.update(done - bar.n)
+            bar.update(sum(map(has_record, runs)) - bar.n)
+            if time.monotonic() < shown + pause: continue
+            bar.set_postfix_str(f"drawing {drawn} tables" if bar.n == len(runs) and drawn else _at_work(runs, began))
+            shown = time.monotonic()
     return "".join(said[-200:])
-
-def _stop(process):
-    "End Snakemake and all that it started."
-    import psutil
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess): child.terminate()
-    process.terminate()
 
 # %% ../nbs/33_graph.ipynb #6cfb140e
 def _announce(scale, todo, why, cores):
@@ -265,7 +265,6 @@ def _check_done(todo, process, said, why):
         raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed; run again to retry them\n{listed}\n{said}")
     if process.returncode: raise RuntimeError(f"a job failed; run again to retry what is missing\n{said}")
 
-
 # %% ../nbs/33_graph.ipynb #16683ca4
 def run_graph(scale:str, # row of SCALES
     names=(), # tables and figures to make; all if empty
@@ -277,6 +276,7 @@ def run_graph(scale:str, # row of SCALES
     check_tables(scale, names)
     cores = cores or workers(scale)
     with locked(runs_dir()/".lock", "waiting for another sparsedm run to finish") as lock:
+        sweep(runs_dir(scale), records_dir(scale), figures_dir(scale))
         wanted = runs if runs is not None else _wanted(scale, names)
         why = {} if runs is not None else to_draw(scale, names)
         todo = to_do(wanted)
@@ -294,15 +294,14 @@ def _wanted(scale, names):
 def _do(scale, todo, why, cores, lock):
     "Plan, run Snakemake and follow it."
     plan, drawing = make_plan(todo, cores), _dealt(why, cores)
-    job = write_json(runs_dir(scale)/"job.json", dict(scale=scale, batches=plan, drawing=drawing))
+    job = write_sealed(runs_dir(scale)/"job.json", dict(scale=scale, batches=plan, drawing=drawing))
     targets = _targets(scale, plan, drawing)
     for target in targets: (root()/target).unlink(missing_ok=True)   # executed before, and its records are gone
     for run in todo: (run_folder(run)/"error.txt").unlink(missing_ok=True)   # of an earlier attempt
-    with _snakemake(cores, job, targets, lock) as process:
+    mark = f"{os.getpid()}-{time.time_ns()}"
+    with terminable(), _snakemake(cores, job, targets, lock, mark) as process:
         try: said = _follow(process, scale, todo, len(why))
-        except KeyboardInterrupt:
-            _stop(process)
-            raise
+        finally: end_all(mark)   # interrupted, or Snakemake was: nobody works on
     _check_done(todo, process, said, why)
 
 # %% ../nbs/33_graph.ipynb #e324a7fe
@@ -326,7 +325,6 @@ def ensure(runs:list, # the runs whose records are needed
         except KeyboardInterrupt:
             raise Interrupted("interrupted; what is done is kept: run the cell again to go on") from None
     return read_records(runs)
-
 
 # %% ../nbs/33_graph.ipynb #e16ed88e
 def _show_kept(scale, table):
@@ -355,7 +353,7 @@ def gather(scale:str, # row of SCALES
 def read_job(config:dict # Snakemake's
     )->dict: # scale, job (its file), batches by name, drawing
     "What Snakemake has to do."
-    if "job" in config: job, path = read_json(root()/config["job"]), config["job"]
+    if "job" in config: job, path = read_sealed(root()/config["job"]), config["job"]
     else: job, path = _whole_job(config.get("scale", "demo"))
     return dict(job, job=path, batches={b["name"]: b for b in job["batches"]})
 
@@ -363,7 +361,7 @@ def _whole_job(scale):
     "All that is missing of a scale, as a file."
     cores = workers(scale)
     job = dict(scale=scale, batches=make_plan(runs_of(scale), cores), drawing=_dealt(to_draw(scale), cores))
-    path = write_json(runs_dir(scale)/"job.json", job)
+    path = write_sealed(runs_dir(scale)/"job.json", job)
     return job, str(path.relative_to(root()))
 
 # %% ../nbs/33_graph.ipynb #cd4bdde6
@@ -374,7 +372,7 @@ def main():
     parser.add_argument("job", help="a file in runs/<scale>")
     parser.add_argument("share", type=int, help="which share of its tables")
     given = parser.parse_args()
-    job = read_json(root()/given.job)
+    job = read_sealed(root()/given.job)
     failed = draw(job["scale"], job["drawing"][given.share])
     write_text(runs_dir(job["scale"])/f"drawn-{given.share}.txt", "\n".join(job["drawing"][given.share]) + "\n")
     if failed: sys.exit("\n".join(f"{name}: {error}" for name, error in failed.items()))

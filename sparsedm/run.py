@@ -7,9 +7,10 @@ __all__ = ['TRAIN_ON', 'RULES', 'NO_WEIGHTS', 'ADDED', 'check_fields', 'Run', 'm
            'differences', 'find_run', 'check_parameters']
 
 # %% ../nbs/30_run.ipynb #87bc4d48
-import json, math, re
+import json, re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from .checks import Rule, boolean, check, finite_number, one_of, string, whole_number
 from .declare import (DATASETS, EXTRACTORS, FAMILIES, HOOKS, METHODS, PREPARE, PRESETS, PROCESSES, SAMPLERS,
                               SCALES, SCHEDULES, TABLES, Registry)
 from .files import text_sha
@@ -20,64 +21,35 @@ from .ste import DECAYS, ESTIMATORS
 # %% ../nbs/30_run.ipynb #1a226d85
 TRAIN_ON = ("data", "teacher", "both")
 
-def _number(low=0., high=math.inf, above=False): # a test: a finite number from `low` (or above it) to `high`?
-    def test(v):
-        number = isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-        return number and (low < v if above else low <= v) and v <= high
-    test.allowed = f"a number {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high < math.inf else "")
-    return test
+def _named(registry, empty=False): # a rule; the registry says what it knows
+    def fine(v): return bool(empty and v == "") or isinstance(v, str) and registry.named(v) is not None
+    return Rule(f"a {registry.what}", fine)
 
-def _whole(low=0, high=math.inf): # a test: a whole number from `low` to `high`?
-    def test(v): return isinstance(v, int) and not isinstance(v, bool) and low <= v <= high
-    test.allowed = f"a whole number from {low}" + (f" to {high}" if high < math.inf else "")
-    return test
-
-def _one_of(choices): # a test: one of them?
-    def test(v): return isinstance(v, str) and v in choices
-    test.allowed = "one of " + ", ".join(map(repr, choices))
-    return test
-
-# %% ../nbs/30_run.ipynb #89b3b8bc
-def _named(registry, empty=False): # raises what the registry says of an unknown name
-    def test(v): return bool(empty and v == "") or isinstance(v, str) and registry.named(v) is not None
-    test.allowed = f"a {registry.what}"
-    return test
-
-def _method(v): # raises what the registries say of an unknown name
-    return isinstance(v, str) and all(HOOKS.named(name) for name in METHODS.named(v).hooks)
-_method.allowed = "a method"
-
-def _pattern(v): return isinstance(v, str) and (v == "" or bool(parse_pattern(v)))
-_pattern.allowed = 'an N:M pattern or ""'
-def _text(v): return isinstance(v, str)
-_text.allowed = "a text"
+def _fine_method(v): return isinstance(v, str) and all(HOOKS.named(name) for name in METHODS.named(v).hooks)
+def _fine_pattern(v): return isinstance(v, str) and (v == "" or bool(parse_pattern(v)))
+def _fine_options(v): return isinstance(v, dict) and json.loads(json.dumps(v, allow_nan=False)) == v
 
 # %% ../nbs/30_run.ipynb #b7b183c4
-def _flag(v): return isinstance(v, bool)
-_flag.allowed = "True or False"
-def _options(v): return isinstance(v, dict) and json.loads(json.dumps(v)) == v
-_options.allowed = "a dict of JSON-able values under texts"
-
 RULES = {
-    "scale": _named(SCALES), "method": _method, "backbone": _text, "seed": _whole(0, 2**23 - 1),
-    "data": _named(DATASETS), "model": _named(PRESETS), "start": _text, "teacher": _text,
-    "pattern": _pattern, "estimator": _one_of(("", *ESTIMATORS)), "layers": _one_of(tuple(LAYERS)),
-    "one_shot": _named(PREPARE, empty=True), "schedule": _named(SCHEDULES, empty=True), "released": _flag,
-    "lambda_w": _number(), "decay": _one_of(DECAYS), "loss_scale": _number(above=True),
-    "lambda_teacher": _number(), "lambda_noise": _number(), "train_on": _one_of(TRAIN_ON),
-    "steps": _whole(), "batch_size": _whole(1), "lr": _number(above=True), "warmup": _whole(),
-    "weight_decay": _number(), "cooldown": _number(0., 1.), "ema": _number(0., 1.),
-    "points": _whole(), "extractor": _named(EXTRACTORS), "n_samples": _whole(1),
-    "sampler": _named(SAMPLERS), "sampler_steps": _whole(1), "options": _options,
+    "scale": _named(SCALES), "method": Rule("a method", _fine_method), "backbone": string,
+    "seed": whole_number(0, 2**23 - 1),
+    "data": _named(DATASETS), "model": _named(PRESETS), "start": string, "teacher": string,
+    "pattern": Rule('an N:M pattern or ""', _fine_pattern), "estimator": one_of(("", *ESTIMATORS)),
+    "layers": one_of(tuple(LAYERS)), "one_shot": _named(PREPARE, empty=True),
+    "schedule": _named(SCHEDULES, empty=True), "released": boolean,
+    "lambda_w": finite_number(0), "decay": one_of(DECAYS), "loss_scale": finite_number(above=0),
+    "lambda_teacher": finite_number(0), "lambda_noise": finite_number(0), "train_on": one_of(TRAIN_ON),
+    "steps": whole_number(), "batch_size": whole_number(1), "lr": finite_number(above=0),
+    "warmup": whole_number(), "weight_decay": finite_number(0), "cooldown": finite_number(0, 1),
+    "ema": finite_number(0, 1), "points": whole_number(), "extractor": _named(EXTRACTORS),
+    "n_samples": whole_number(1), "sampler": _named(SAMPLERS), "sampler_steps": whole_number(1),
+    "options": Rule("a dict of JSON-able values under texts", _fine_options),
 }
 
 def check_fields(values:dict): # field → value
     "Refuse the first value that breaks its rule, by name."
-    for name, value in values.items():
-        try: fine = RULES[name](value)
-        except ValueError as e: raise ValueError(f"Run: {name}: {e}") from None
-        except TypeError: fine = False
-        if not fine: raise ValueError(f"Run: {name} must be {RULES[name].allowed}; got {value!r}")
+    try: check(**{name: (value, RULES[name]) for name, value in values.items()})
+    except ValueError as e: raise ValueError(f"Run: {e}") from None
 
 # %% ../nbs/30_run.ipynb #5875c9a2
 @dataclass(frozen=True)
@@ -132,18 +104,18 @@ def _hashed(values, leave_out=()):
 
 # %% ../nbs/30_run.ipynb #0863d705
 def _family(run): return FAMILIES.named(PRESETS.named(run.model)["kind"])
-def _make_floats_(run): # 1 and 1. are one number, and shall be one id
+def _make_plain_(run): # 1 and 1. are one number, and shall be one id; numpy's numbers too
     for f in fields(run):
         value = getattr(run, f.name)
-        if f.type is float and type(value) is int: object.__setattr__(run, f.name, float(value))
+        if f.type in (int, float): object.__setattr__(run, f.name, f.type(value))
 
 # %% ../nbs/30_run.ipynb #23d84127
 @dataclass(frozen=True)
 class Run(_How):
     "One experiment, completely: equal fields, equal result (on the same machine)."
     def __post_init__(self):
-        _make_floats_(self)
         check_fields(vars(self))
+        _make_plain_(self)
         _MADE[self.id] = self
 
     def __hash__(self): return hash(self.id)

@@ -79,7 +79,6 @@ def _along(stroke, spacing): # points at equal distances along it, ends included
     where = np.linspace(0, at[-1], n)
     return np.stack([np.interp(where, at, stroke[:, i]) for i in (0, 1)], axis=1)
 
-
 # %% ../nbs/22_strokes.ipynb #22s0000d
 def to_sequence(strokes, # arrays (n, 2)
     spacing:float=.1, # between points, in units of the radius

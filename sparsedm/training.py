@@ -18,10 +18,12 @@ from accelerate import Accelerator
 from torch import nn, Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
+from .checks import Rule, boolean, check, finite_number, instance, one_of, shown, whole_number
 from .checkpoints import describe, load_state, load_tensors, save_tensors, tensors_sha
 from .data import Images, States, batch_indices, batch_states, fingerprint, random_flip, to_float
 from .declare import LOSSES
 from .diffusion import draw_times, noise_loss, process
+from .layers import check_model
 from .ste import DECAYS, add_masked_decay_, dense_names, sparse_layers
 
 # %% ../nbs/27_training.ipynb #a1464a59
@@ -44,26 +46,19 @@ class TrainConfig:
     process:str = "vp"            # row of PROCESSES, a process, or a scheduler of diffusers
 
     def __post_init__(self):
-        for name, allowed in _RANGES.items():
-            value = getattr(self, name)
-            if not allowed(value): raise ValueError(f"TrainConfig: {name}={value!r} is out of range")
+        try: check(**{name: (getattr(self, name), rule) for name, rule in _RULES.items()})
+        except ValueError as e: raise ValueError(f"TrainConfig: {e}") from None
 
 # %% ../nbs/27_training.ipynb #e35e64be
-def _is_whole(low, high=math.inf): # a test: a whole number from low to below high?
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v < high
+def _are_betas(v): return len(v) == 2 and all(map(finite_number(0, below=1).fine, v))
+def _is_process(v): return process(v) is not None   # what is none is refused with the names of those that are
 
-_RANGES = {
-    "decay":        lambda v: v in DECAYS,
-    "loss_scale":   lambda v: 0 < v < math.inf,
-    "cooldown":     lambda v: 0 <= v <= 1,
-    "steps":        _is_whole(1),
-    "batch_size":   _is_whole(1),
-    "lr":           lambda v: 0 < v < math.inf,
-    "warmup":       _is_whole(0),
-    "weight_decay": lambda v: 0 <= v < math.inf,
-    "ema":          lambda v: 0 <= v < 1,
-    "seed":         _is_whole(0, 2**23),
-    "flip":         lambda v: isinstance(v, bool),
+_RULES = {
+    "steps": whole_number(1), "batch_size": whole_number(1), "lr": finite_number(above=0), "warmup": whole_number(),
+    "weight_decay": finite_number(0), "betas": Rule("two numbers from 0 to below 1", _are_betas),
+    "ema": finite_number(0, below=1), "flip": boolean, "seed": whole_number(0, 2**23 - 1), "compile": boolean,
+    "decay": one_of(DECAYS), "cooldown": finite_number(0, 1), "loss_scale": finite_number(above=0),
+    "process": Rule("a process", _is_process),
 }
 
 # %% ../nbs/27_training.ipynb #a61124ea
@@ -287,9 +282,9 @@ def accelerator()->Accelerator: # of this process
     return Accelerator(mixed_precision=precision())
 
 # %% ../nbs/27_training.ipynb #27check0
-def _check_start(model, cfg, acc, data, cond):
+def _checked_start(model, cfg, data, cond): # accelerate's handle of this process
     "What is wrong is said before anything is trained."
-    memory = 1 / (1 - cfg.ema)   # steps that the average is over
+    acc, memory = accelerator(), 1 / (1 - cfg.ema)   # steps that the average is over
     if memory > 3 * cfg.steps:
         warnings.warn(f"ema={cfg.ema} averages over {memory:,.0f} steps, and there are {cfg.steps}: what is returned "
                       "hardly differs from the start")
@@ -301,6 +296,18 @@ def _check_start(model, cfg, acc, data, cond):
         raise ValueError("no parameter of the model requires a gradient: nothing to train")
     if cfg.batch_size % acc.num_processes:
         raise ValueError(f"batch_size={cfg.batch_size} does not divide among {acc.num_processes} processes")
+    return acc
+
+# %% ../nbs/27_training.ipynb #27asked0
+_HOOK = ("attach", "before_step", "after_step", "state", "load")
+
+def _check_asked(model, images, cfg, hooks, **steps):
+    check_model(model)
+    check(images=(images, instance(Images, States)), cfg=(cfg, instance(TrainConfig)),
+          hooks=(hooks, instance(list, tuple)), **{name: (n, whole_number(1)) for name, n in steps.items()})
+    for hook in hooks:
+        if any(callable(getattr(hook, name, None)) for name in _HOOK): continue
+        raise ValueError(f"a hook has one of {', '.join(_HOOK)}; got {shown(hook)}")
 
 def _check_finite(losses, first, folder):
     for i, loss in enumerate(losses):
@@ -379,8 +386,8 @@ def train(model:nn.Module, # trained in place, sparse or not; any that `diffusio
     cond:dict=None, # further arguments of the model, each a tensor with a row for each image
     )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss; .attrs["seconds"] counts all parts)
     "Train or resume; on a CPU a resumed run ends bit for bit where an unbroken one ends."
-    acc, folder = accelerator(), Path(folder) if folder else None
-    _check_start(model, cfg, acc, images, cond)
+    _check_asked(model, images, cfg, hooks, save_every=save_every, log_every=log_every)
+    acc, folder = _checked_start(model, cfg, images, cond), Path(folder) if folder else None
     model, data = model.to(acc.device).train(), _near(images, acc.device)
     hooks, loss_fn = [MaskedDecay(cfg.decay), *hooks], loss_fn or partial(noise_loss, process=cfg.process)
     now = _begin(model, images, cfg, hooks, folder, cond=cond, loss_fn=loss_fn, encode=encode)

@@ -6,6 +6,7 @@ import papermill, pytest
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from papermill.exceptions import PapermillExecutionError
+from sparsedm.files import write_sealed
 from sparsedm.graph import make_plan
 from sparsedm.run import find_run, make_run, runs_of, tables_of
 
@@ -160,7 +161,7 @@ def test_a_run_changed_by_hand_is_planned_executed_and_read(repo, kernel):
     with pytest.MonkeyPatch.context() as m:
         m.setenv("SPARSEDM_ROOT", str(repo))
         plan = make_plan([run], 1)
-    job.write_text(json.dumps(dict(scale="smoke", batches=plan, drawing=[])))
+    write_sealed(job, dict(scale="smoke", batches=plan, drawing=[]))
     out = execute(repo, kernel, "runs/train", scale="smoke", runs=run.id, job="runs/smoke/by-hand.json")
     assert "1 of 1 runs have a record" in out and json.loads(record(repo, run).read_text())["run"]["lr"] == 5e-4
     record(repo, run).unlink()
@@ -202,7 +203,8 @@ def test_damaged_start_and_records_are_named_and_results_stay(repo, kernel):
 
     broken = json.loads(kept)
     broken["metrics"]["fid"] = None
-    gone.write_text(json.dumps(broken))
+    del broken["checksum"]
+    write_sealed(gone, broken)
     with pytest.raises(PapermillExecutionError) as e: execute(repo, kernel, "paper/sparsedm/x_one_shot", scale="smoke")
     assert f"{gone}: not finite: metrics.fid" in e.value.evalue
     gone.write_bytes(kept)

@@ -157,7 +157,6 @@ def fig3_runs(run):
     structural = [run(m, p, net) for net in NETS for m in ("ours", "diff-pruning") for p in ratios[net]]
     return [run("dense"), *sparse, *along, *structural, run("dense", backbone="unet"), run("ste", backbone="unet")]
 
-
 # %% ../../nbs/40_sparsedm.ipynb #b20f32f7
 TABLE1 = ("dense", "half", "half-random", "asp", "asp-ft")
 

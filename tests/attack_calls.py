@@ -1,0 +1,250 @@
+"""Wrong calls of public functions: each argument in turn gets values that it does not take.
+
+A call is clear if it is refused by an error of Python's own kinds whose text names the argument or shows the value,
+unclear if it is refused in another way, silent if it is not refused at all.
+"""
+import contextlib, importlib, io, math, re, tempfile, warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+import numpy as np
+import torch
+from torch import nn
+from sparsedm.declare import load_papers
+
+load_papers()
+OF_PYTHON = (ValueError, TypeError, LookupError, OSError, ImportError)
+UNCLEAR = re.compile(r"unsupported operand|object is not|not supported between|has no attribute|argument of type|"
+                     r"must be real number|expected scalar|NoneType|cannot unpack|positional argument|"
+                     r"indices must be|object cannot be|required argument|an integer is required|'<'|'>'")
+
+# what an argument may not be, by its kind
+NOT = dict(
+    whole=(-1, 1.5, "3", None, True, math.nan),
+    count=(-1, 0, 1.5, "3", None, True, math.nan),
+    number=("x", None, True, math.nan, math.inf, 1j),
+    positive=(0, -1, "x", None, True, math.nan, math.inf),
+    share=(-.1, 1.5, "x", None, True, math.nan),
+    below1=(-.1, 1., "x", None, True, math.nan),
+    flag=("no", 2, None),
+    name=("nosuch", 3, None, ["a"]),
+    pattern=("banana", "3:2", "2:4:8", "0:4", 24, "-1:4", ["2:4"]),
+    model=(None, "uvit", {"w": 1}, nn.Linear),
+    weight=([[1., 2.]], np.ones((4, 8)), torch.ones(4, 8, dtype=torch.int8), None, "w", torch.ones(8)),
+    images=(np.zeros((4, 1, 8, 8)), None, "digits", torch.zeros(4, 1, 8, 8)),
+    states=(None, "digits", 3, [1, 2]),
+    times=(-1., 2., math.nan, "0.5", None),
+    shape=(3, "1x8x8", (1, -8, 8), (1, 8.5, 8), None, ()),
+    seeds=("12", 3.5, None, [], [-1], [1.5]),
+    device=("tpu", 3, "cuda"),
+    path=("/nowhere/at/all", 3, None),
+    function=(3, "f"),
+    config=(None, 3, {}, {"kind": "nosuch"}),
+    condition=(3, "labels", {"y": 3}, [1]),
+    mapping=(3, "a", None, [1]),
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    "A function, a call that is right, and the kinds of its arguments."
+    where:str
+    good:object     # () → arguments by name
+    kinds:dict
+
+    def function(self):
+        module, name = self.where.rsplit(".", 1)
+        return getattr(importlib.import_module(f"sparsedm.{module}"), name)
+
+
+def call(where, good, **kinds): return Call(where, good, kinds)
+
+
+def uvit(sparse=""):
+    from sparsedm.models import build_model
+    from sparsedm.ste import bake_, sparsify_
+    torch.manual_seed(0)
+    model = build_model("smoke")
+    if sparse: sparsify_(model, "2:4", "ste")
+    return bake_(model) if sparse == "baked" else model
+
+
+@cache
+def digits():
+    from sparsedm.data import load_images
+    return load_images("digits")
+
+
+def config(**more):
+    from sparsedm.training import TrainConfig
+    return TrainConfig(2, 8, warmup=0, ema=.5, **more)
+
+
+def recipe(**more): return {**dict(steps=2, batch_size=8), **more}
+def adam(model): return torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+
+def sparse_and_optimizer():
+    from sparsedm.ste import sparsify_
+    model = sparsify_(uvit(), "2:4", "improved")
+    return dict(optimizer=adam(model), model=model)
+
+
+W = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+X0, T, NOISE = torch.randn(2, 1, 8, 8), torch.tensor([.2, .7]), torch.randn(2, 1, 8, 8)
+RUN = lambda **more: dict(scale="smoke", method="ours", **more)
+
+CALLS = (
+    call("masking.parse_pattern", lambda: dict(pattern="2:4"), pattern="pattern"),
+    call("masking.nm_mask", lambda: dict(w=W, pattern="2:4"), w="weight", pattern="pattern"),
+    call("masking.nm_weight", lambda: dict(w=W, pattern="2:4"), w="weight", pattern="pattern"),
+    call("masking.transposable_mask", lambda: dict(w=W, pattern="2:4"), w="weight", pattern="pattern"),
+    call("ste.NMSparse", lambda: dict(w=W, pattern="2:4", estimator="ste", lambda_w=0.), w="weight", pattern="pattern",
+         estimator="name", lambda_w="number"),
+    call("ste.sparsify_", lambda: dict(model=uvit(), pattern="2:4", estimator="ste", lambda_w=0., layers="paper"),
+         model="model", pattern="pattern", estimator="name", lambda_w="number", layers="name"),
+    call("ste.sparsify_", lambda: dict(model=uvit(), filter_fn=lambda m, n: True), filter_fn="function"),
+    call("ste.bake_", lambda: dict(model=uvit("sparse")), model="model"),
+    call("ste.sparsity_report", lambda: dict(model=uvit("sparse")), model="model"),
+    call("ste.layer_report", lambda: dict(model=uvit("sparse")), model="model"),
+    call("ste.add_masked_decay_", sparse_and_optimizer, optimizer="model", model="model", at="name"),
+    call("layers.layer_patterns", lambda: dict(model=uvit(), targets="*"), model="model", targets="name"),
+    call("like.sparsify_like_", lambda: dict(model=uvit(), like=uvit("sparse")), model="model", like="path"),
+    call("like.sparsify_zeros_", lambda: dict(model=uvit("baked")), model="model"),
+    call("transfer.transfer_loss", lambda: dict(teacher=uvit(), lambda_teacher=.1, lambda_noise=1., process="vp"),
+         teacher="model", lambda_teacher="number", lambda_noise="number", process="name"),
+    call("transfer.teacher_samples", lambda: dict(teacher=uvit(), n=2, shape=(1, 8, 8), seed=0, steps=2), n="count",
+         shape="shape", seed="whole", steps="count", teacher="model"),
+    call("dynamic.densities", lambda: dict(shapes={"w": (8, 16)}, sparsity=.5, topology="erk"), shapes="mapping",
+         sparsity="below1", topology="name"),
+    call("dynamic.layer_counts", lambda: dict(shapes={"w": (8, 16)}, sparsity=.5, topology="erk", group="row"),
+         sparsity="below1", topology="name", group="name"),
+    call("dynamic.Moves", lambda: dict(regrow="random", p=.5, anneal=True, every=10, until=.75), regrow="name",
+         p="below1", anneal="flag", every="count", until="share"),
+    call("dynamic.Topology", lambda: dict(sparsity=.5, steps=100, topology="erk", group="layer", seed=0),
+         sparsity="below1", steps="count", topology="name", group="name", seed="whole"),
+    call("dynamic.draw_masks", lambda: dict(weights={"w": W}, sparsity=.5, seed=0), weights="mapping",
+         sparsity="below1", seed="whole"),
+    call("dynamic.prune_and_regrow", lambda: dict(w=W, mask=torch.ones(8, 16).bool(), score=W.abs(), k=3), w="weight",
+         mask="weight", score="weight", k="whole"),
+    call("one_shot.one_shot_", lambda: dict(model=uvit(), pattern="2:4", method="wanda", images=digits(), seed=0, n=8,
+         damping=.01, process="vp"), model="model", pattern="pattern", method="name", images="images", seed="whole",
+         n="count", damping="positive", process="name"),
+    call("no_data.own_samples", lambda: dict(model=uvit(), n=2, shape=(1, 8, 8), seed=0, steps=2), model="model",
+         n="count", shape="shape", seed="whole", steps="count"),
+    call("packing.pack", lambda: dict(w=W * torch.tensor([1., 0, 0, 1]).repeat(4)), w="weight"),
+    call("packing.save_packed", lambda: dict(model=uvit("baked"), path=Path(tempfile.mkdtemp())/"a.safetensors"),
+         model="model", dtype="name"),
+    call("packing.load_packed", lambda: dict(path="x"), path="path"),
+    call("checkpoints.save_model", lambda: dict(model=uvit(), path=Path(tempfile.mkdtemp())/"a.safetensors"),
+         model="model"),
+    call("checkpoints.load_model", lambda: dict(path="x"), path="path"),
+    call("checkpoints.load_tensors", lambda: dict(path="x"), path="path"),
+    call("diffusion.alpha_bar", lambda: dict(t=.5, process="vp"), t="times", process="name"),
+    call("diffusion.beta", lambda: dict(t=.5, process="vp"), t="times", process="name"),
+    call("diffusion.signal_and_noise", lambda: dict(t=.5, process="vp"), t="times", process="name"),
+    call("diffusion.time_of", lambda: dict(sigma=.5, process="vp"), sigma="positive", process="name"),
+    call("diffusion.q_sample", lambda: dict(x0=X0, t=T, noise=NOISE), x0="weight", t="times", noise="weight"),
+    call("diffusion.noise_loss", lambda: dict(model=uvit(), x0=X0, t=T, noise=NOISE, reduction="mean"), x0="weight",
+         t="times", noise="weight", reduction="name", process="name", model="model"),
+    call("diffusion.initial_noise", lambda: dict(seeds=[1, 2], shape=(1, 8, 8)), seeds="seeds", shape="shape"),
+    call("diffusion.sample", lambda: dict(model=uvit(), seeds=[0], shape=(1, 8, 8), sampler="ddim", steps=2,
+         batch_size=2, process="vp"), model="model", seeds="seeds", shape="shape", sampler="name", steps="count",
+         batch_size="count", process="name", device="device", cond="condition"),
+    call("diffusion.discrete_betas", lambda: dict(n=10), n="count", process="name"),
+    call("diffusion.to_uint8", lambda: dict(x=X0), x="weight"),
+    call("models.build_model", lambda: dict(name="smoke", embed_dim=32, depth=2, num_heads=2), name="name",
+         embed_dim="count", depth="whole", num_heads="count"),
+    call("models.build_model", lambda: dict(name="digits-unet", layers=1), layers="count"),
+    call("models.build_from_config", lambda: dict(config=dict(kind="uvit")), config="config"),
+    call("models.load_official", lambda: dict(path="x", preset="uvit-s-cifar10"), path="path", preset="name"),
+    call("data.load_images", lambda: dict(name="digits", split="train"), name="name", split="name"),
+    call("data.batch_indices", lambda: dict(n=10, batch_size=2, step=0, seed=0), n="count", batch_size="count",
+         step="whole", seed="whole"),
+    call("data.image_grid", lambda: dict(images=digits().images[:4], ncol=2, scale=2, pad=1), images="images",
+         ncol="count", scale="positive", pad="whole"),
+    call("data.random_flip", lambda: dict(x=X0), x="weight"),
+    call("metrics.frechet_distance", lambda: dict(x=W, g=W), x="weight", g="weight"),
+    call("metrics.evaluate", lambda: dict(samples=digits().images[:40], reference=digits().images[40:100],
+         metrics=("fid",), seed=0, extractor="digits-cnn"), samples="images", reference="images", extractor="name",
+         metrics="name", device="device", seed="whole"),
+    call("metrics.score_floor", lambda: dict(name="digits", n=100, metrics=("fid",)), name="name", n="count"),
+    call("metrics.paired_distance", lambda: dict(a=digits().images[:4], b=digits().images[4:8]), a="images",
+         b="images"),
+    call("macs.count_macs", lambda: dict(model=uvit(), x_shape=(1, 1, 8, 8), pattern="2:4"), model="model",
+         x_shape="shape", pattern="pattern"),
+    call("training.TrainConfig", recipe, steps="count", batch_size="count", lr="positive", warmup="whole",
+         weight_decay="number", ema="below1", flip="flag", seed="whole", compile="flag", decay="name",
+         cooldown="share", loss_scale="positive", process="name", betas="name"),
+    call("training.train", lambda: dict(model=uvit(), images=digits(), cfg=config(), progress=False, save_every=5,
+         log_every=5), model="model", images="images", cfg="config", save_every="count", log_every="count",
+         loss_fn="function", cond="condition", hooks="path"),
+    call("progressive.SwitchPatterns", lambda: dict(patterns=("3:4", "2:4"), steps=10, released=False),
+         patterns="name", steps="count", released="flag"),
+    call("diff_pruning.diff_pruning", lambda: dict(model=uvit(), images=digits(), like="2:4", n=4, threshold=.05),
+         model="model", images="images", like="pattern", n="count", threshold="share"),
+    call("run.make_run", RUN, scale="name", method="name", seed="whole", backbone="name", pattern="pattern",
+         lr="positive", steps="whole", batch_size="count", train_on="name", lambda_w="number", ema="share",
+         sampler="name", extractor="name", n_samples="count", decay="name", options="mapping", warmup="whole",
+         lambda_teacher="number", estimator="name", one_shot="name", layers="name", cooldown="share"),
+    call("run.runs_of", lambda: dict(scale="smoke", name="fig3"), scale="name", name="name"),
+    call("run.find_run", lambda: dict(text="dense-uvit-s0", scale="smoke"), text="name", scale="name"),
+    call("graph.run_graph", lambda: dict(scale="smoke", cores=1, dry_run=True), scale="name", cores="whole",
+         names="name"),
+    call("graph.make_plan", lambda: dict(runs=[], cores=1), cores="count"),
+    call("experiments.drive", lambda: dict(scale="smoke", minutes=1e-9, names=()), scale="name", minutes="positive",
+         names="name"),
+    call("strokes.to_sequence", lambda: dict(strokes=[np.ones((3, 2)).cumsum(0)], spacing=.1), strokes="states",
+         spacing="positive"),
+    call("strokes.rasterise", lambda: dict(x=torch.zeros(1, 4, 3), mask=torch.ones(1, 4).bool(), size=28, width=1.6),
+         x="weight", mask="weight", size="count", width="positive"),
+    call("strokes.stroke_masks", lambda: dict(n=2, seed=0), n="count", seed="whole"),
+    call("latent.small_autoencoder", lambda: dict(name="digits-latent"), name="name"),
+    call("pairs.power", lambda: dict(true=.1, sd=.1, n=3), sd="positive", n="count", true="number"),
+    call("pairs.detectable", lambda: dict(sd=.1, n=3), sd="positive", n="count"),
+    call("share.load_shared", lambda: dict(path="x"), path="path"),
+    call("share.save_shared", lambda: dict(model=uvit("baked"), folder=tempfile.mkdtemp(), licence="mit"),
+         model="model", licence="path"),
+    call("exchange.load_others_", lambda: dict(model=uvit(), path="x"), model="model", path="path"),
+    call("accelerate.accelerate_", lambda: dict(model=uvit("baked"), inputs=(X0, T), compile=False, progress=False),
+         model="model", inputs="states", dtype="name", choice="path", kwargs="condition"),
+    call("files.write_json", lambda: dict(path=Path(tempfile.mkdtemp())/"a.json", value=1), path="path"),
+)
+
+# allowed, and why
+ALLOWED = {
+}
+
+
+def outcome(made, name, value):
+    "silent, clear or unclear, and what was said."
+    given = made.good() | {name: value}
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made.function()(**given)
+    except OF_PYTHON as e:
+        said = f"{type(e).__name__}: {e}"
+        return ("unclear" if UNCLEAR.search(str(e)) or not str(e) else "clear"), said
+    except Exception as e: return "unclear", f"{type(e).__name__}: {e}"
+    except SystemExit as e: return "unclear", f"SystemExit: {e}"
+    return "silent", ""
+
+
+def attempts():
+    for made in CALLS:
+        for name, kind in made.kinds.items():
+            for value in NOT[kind]: yield made, name, value
+
+
+def counts():
+    "How all attempts ended; those that were not clear are printed."
+    counts = dict(clear=0, unclear=0, silent=0, allowed=0)
+    for made, name, value in attempts():
+        how, said = outcome(made, name, value)
+        shown = repr(value).replace("\n", " ")[:40]
+        if how != "clear" and (made.where, name) in ALLOWED: how = "allowed"
+        counts[how] += 1
+        if how in ("silent", "unclear"): print(f"{how:8} {made.where}({name}={shown}) {said[:150]!r}", flush=True)
+    return counts
