@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from torch import nn, Tensor
+from .checks import a_path, check
 from .declare import FAMILIES
 from .files import atomic_write
 from .models import LIBRARIES, build_from_config, config_of
@@ -61,6 +62,7 @@ def _read(path):
 def load_tensors(path # a file written by `save_tensors`
     )->tuple: # tensors, and their metadata
     "Read a file; a missing, truncated, damaged or foreign one is an error that names it."
+    check(path=(path, a_path))
     path = Path(path)
     tensors, texts = _read(path)
     if texts.get("format") != "sparsedm" and "checksum" not in texts:

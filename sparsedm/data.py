@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Lock
 import numpy as np, torch
 from torch import Tensor
+from .checks import check, optional, tensor, whole_number
 from .declare import CODECS, DATASETS, Codec, Dataset
 from .diffusion import to_uint8
 from .files import data_dir
@@ -128,13 +129,12 @@ def batch_states(data:Images|States|Tensor, # what is trained on; a tensor of ui
 
 # %% ../nbs/24_data.ipynb #80f768fb
 def _check_grid(x, ncol, scale, pad):
+    check(images=(x, tensor), ncol=(ncol, whole_number(1)), scale=(scale, optional(whole_number(1))),
+          pad=(pad, whole_number()))
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
         found = f"{x.dtype} of shape {tuple(x.shape)}"
         raise ValueError(f"images: uint8 of shape (N, 1 or 3, H, W) expected, got {found}; see `to_uint8`")
-    if len(x) < 1 or ncol < 1:
-        raise ValueError(f"at least one image and one column expected, got images: {len(x)}, ncol: {ncol}")
-    if pad < 0 or scale is not None and scale < 1:
-        raise ValueError(f"scale: 1 or more, pad: 0 or more expected, got scale: {scale}, pad: {pad}")
+    if len(x) < 1: raise ValueError("images: at least one expected, got none")
 
 def image_grid(images:Tensor|Images, # (N, C, H, W) uint8, C = 1 or 3
     ncol:int=10, # images per row
@@ -382,6 +382,7 @@ def random_flip(x:Tensor, # (B, C, H, W)
     generator:torch.Generator|None=None, # on the CPU, so that flips are the same on any device
     )->Tensor: # (B, C, H, W)
     "Mirror each image left to right with probability 1/2."
+    check(x=(x, tensor))
     if x.ndim != 4: raise ValueError(f"x: images (B, C, H, W) expected, got shape {tuple(x.shape)}")
     flip = (torch.rand(len(x), generator=generator) < .5).to(x.device)
     return torch.where(flip.view(-1, 1, 1, 1), x.flip(-1), x)

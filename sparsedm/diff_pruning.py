@@ -12,6 +12,7 @@ from functools import partial
 import pandas as pd
 import torch
 from torch import nn
+from .checks import check, finite_number, whole_number
 from .data import Images, States, batch_states, to_float
 from .declare import PREPARE
 from .diffusion import draw_times, noise_loss, predict
@@ -48,8 +49,7 @@ def taylor_(model:nn.Module, # its `.grad`s are replaced by the accumulated grad
 
 def _check_taylor(images, n, times, threshold):
     check_images(images)
-    if not 0 <= threshold < 1: raise ValueError(f"threshold must be in [0, 1); got {threshold}")
-    if min(n, times) < 1: raise ValueError(f"n and times must be at least 1; got {n} and {times}")
+    check(threshold=(threshold, finite_number(0, below=1)), n=(n, whole_number(1)), times=(times, whole_number(1)))
 
 # %% ../nbs/06_diff_pruning.ipynb #a82e9427
 def narrower_uvits(config:dict # of a `UViT`

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
+from .checks import a_function, check, finite_number, instance, optional, tensor, usable_device, whole_number
 from .declare import PROCESSES, SAMPLERS
 from .ste import computed_once
 
@@ -118,7 +119,9 @@ def _checked_times(t):
     if isinstance(t, Tensor) and not t.is_floating_point():
         raise TypeError(f"t: continuous times in [0, 1] expected, got {t.dtype}; "
                         "step τ of a scheduler is the time (τ+1)/1000")
-    t = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    if not isinstance(t, Tensor):
+        check(t=(t, finite_number()))
+        t = torch.tensor(t, dtype=torch.float64)
     inside = (t >= 0) & (t <= 1)
     if t.device.type != "cpu": return torch.where(inside, t, math.nan)
     if inside.all(): return t
@@ -155,6 +158,7 @@ def time_of(
     process:str|Process="vp", # row of PROCESSES, or a process
 )->Tensor: # t in [0, 1], float64
     "The time with this noise-to-signal ratio"
+    if not isinstance(sigma, Tensor): check(sigma=(sigma, finite_number(0)))
     p, s = _process(process), torch.as_tensor(sigma, dtype=torch.float64)
     t = p.time_of(s)
     inside = (s >= 0) & (t <= 1.0001)   # ratios come with rounding errors
@@ -182,7 +186,8 @@ def model_time(
 # %% ../nbs/20_diffusion.ipynb #36f91ef7
 def _times(t, x):
     "`t` as a float tensor (B,) beside the batch `x`; a number means the same time for all"
-    t = _checked_times(t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float32))
+    if not isinstance(t, Tensor): t = torch.tensor(float(_checked_times(t)))   # float32
+    t = _checked_times(t)
     if t.shape not in ((), x.shape[:1]):
         raise ValueError(f"t: one time per image, shape ({len(x)},), or a number expected, got shape {tuple(t.shape)}")
     return t.to(x.device).expand(len(x))
@@ -194,6 +199,7 @@ def _factors(t, x, process):
     return a.to(x.dtype).view(shape), s.to(x.dtype).view(shape)
 
 def _check_noise(x0, noise):
+    check(x0=(x0, tensor), noise=(noise, tensor))
     if noise.shape == x0.shape: return
     raise ValueError(f"noise: shape {tuple(x0.shape)} of x0 expected, got {tuple(noise.shape)}")
 
@@ -272,6 +278,7 @@ def discrete_betas(
     process:str|Process="vp", # row of PROCESSES, or a process
 )->list[float]: # β_i = 1 − ᾱ_i/ᾱ_{i−1} with ᾱ_i = ᾱ((i+1)/n)
     "A process as `n` discrete steps, exact at the steps"
+    check(n=(n, whole_number(1)))
     times = torch.arange(n+1, dtype=torch.float64)/n
     return (-torch.expm1(-_process(process).decay(times).diff())).tolist()
 
@@ -361,6 +368,7 @@ def predict(
     process:str|Process="vp", # row of PROCESSES, or a process
 )->Tensor: # (B, ...) noise, v or flow, whichever the process predicts
     "What `model` answers"
+    if not callable(model): check(model=(model, a_function))
     # float32 whatever the model computes in: bfloat16 cannot tell 998 from 1000
     told = _process(process).model_time(_times(t, x_t).float())
     out = answer_of(_asked(model, x_t, told, cond or {}))
@@ -462,7 +470,7 @@ def _seeds(seeds):
 
 def _shape(shape):
     shape = tuple(_integers(shape, "shape: the whole numbers of one state's shape, such as (3, 32, 32),"))
-    if all(n > 0 for n in shape): return shape
+    if shape and all(n > 0 for n in shape): return shape
     raise ValueError(f"shape: numbers from 1 expected, got {shape}")
 
 def initial_noise(
@@ -597,21 +605,17 @@ def _sampling(model):
         for m, mode in modes: m.training = mode
 
 # %% ../nbs/20_diffusion.ipynb #d000002b
-def _check_counts(**counts):
-    for name, n in counts.items():
-        if isinstance(n, int) and not isinstance(n, bool) and n > 0: continue
-        raise ValueError(f"{name}: a whole number, at least 1, expected, got {n!r}")
-
 def _checked_steps(steps, sampler, process):
     "`steps`, or by default the sampler's"
     most = getattr(process, "T", None)
     if steps is None: steps = min(n for n in (sampler.steps, most) if n)
-    _check_counts(steps=steps)
+    check(steps=(steps, whole_number(1)))
     if most is None or steps <= most: return steps
     raise ValueError(f"steps: at most {most}, all steps of the process {process.name!r}, expected, got {steps}")
 
 def _checked_cond(cond, n):
     "`cond`, if each of its values is a tensor of `n` rows"
+    check(cond=(cond, optional(instance(dict))))
     for k, v in (cond or {}).items():
         if not isinstance(v, Tensor):
             raise TypeError(f"cond[{k!r}]: a tensor with one row per seed expected, got {type(v).__name__}")
@@ -649,7 +653,8 @@ def sample(
     s = SAMPLERS.named(sampler)
     s.check(p)
     seeds, shape, steps = _seeds(seeds), _shape(shape), _checked_steps(steps, s, p)
-    _check_counts(batch_size=batch_size)
+    check(model=(model, a_function), device=(device, optional(usable_device)))
+    check(batch_size=(batch_size, whole_number(1)))
     cond, out = _checked_cond(cond, len(seeds)), []
     home, dtype = _home(model)
     device = torch.device(device or home)
@@ -666,6 +671,7 @@ def to_uint8(
     x:Tensor, # float images, [-1, 1] is black to white
 )->Tensor: # same shape, uint8
     "Clamp to [-1, 1] and round to the nearest of 256 levels"
+    check(x=(x, tensor))
     if not x.is_floating_point(): raise TypeError(f"x: float images in [-1, 1] expected, got {x.dtype}")
     if not x.isfinite().all(): raise ValueError("x: finite values expected, got NaN or infinity")
     return ((x.float()+1)*127.5).round().clamp(0, 255).to(torch.uint8)

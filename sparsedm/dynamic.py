@@ -12,7 +12,7 @@ import math, warnings
 from dataclasses import asdict, dataclass
 import torch
 from torch import nn, Tensor
-from .checks import boolean, check, finite_number, instance, one_of, whole_number
+from .checks import any_seed, boolean, check, finite_number, floats, instance, one_of, tensor, whole_number
 from .declare import HOOKS, Hook
 from .layers import weight_layers
 from .ste import check_baked
@@ -40,6 +40,7 @@ def densities(shapes:dict, # name → shape of a weight
     topology:str="erk", # row of TOPOLOGIES
     )->dict: # name → density, 0 to 1
     "The density of each layer."
+    check(shapes=(shapes, instance(dict)))
     _check_sparsity(sparsity, topology)
     empty = [f"{k} {tuple(s)}" for k, s in shapes.items() if not math.prod(s)]
     if empty: raise ValueError(f"{empty[0]} has no weights")
@@ -125,6 +126,7 @@ def draw_masks(weights:dict, # name → weight, as of `maskable`
     seed:int=0,
     )->dict: # name → bool, of the weight's shape
     "A random topology: which weights exist."
+    check(weights=(weights, instance(dict)), seed=(seed, any_seed))
     generator, masks = torch.Generator().manual_seed(seed), {}
     kept = layer_counts({k: tuple(w.shape) for k, w in weights.items()}, sparsity, topology, group)
     for name, w in weights.items():
@@ -137,6 +139,7 @@ def draw_masks(weights:dict, # name → weight, as of `maskable`
 
 # %% ../nbs/03_dynamic.ipynb #d03a0014
 def _check_move(w, mask, score, k):
+    check(w=(w, floats), mask=(mask, tensor), score=(score, tensor), k=(k, whole_number()))
     if mask.dtype != torch.bool or not w.shape == mask.shape == score.shape:
         got = f"{tuple(w.shape)}, {mask.dtype} {tuple(mask.shape)}, {tuple(score.shape)}"
         raise ValueError(f"weight, bool mask and score must have one shape; got {got}")
@@ -269,6 +272,7 @@ class Topology(_Moving):
     ):
         layer_counts({"a layer": (64, 64 * 32)}, sparsity, topology, group)   # refuses what is wrong
         _check_updates(moves, steps)
+        check(seed=(seed, any_seed))
         self.sparsity, self.steps, self.topology, self.group = sparsity, steps, topology, group
         self.moves, self.seed, self.scores = moves, seed, {}
         self.settings = asdict(moves) | {k: getattr(self, k) for k in _SETTINGS}   # a checkpoint's must be the same

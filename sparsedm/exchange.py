@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open, SafetensorError
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten
+from .checks import a_path, check
 from .cpu import check_kind
 from .files import atomic_write
 from .layers import check_model, weight_layers
@@ -68,6 +69,7 @@ def _masked(state, layer):
 def read_state(path # a folder with .safetensors, such a file, or a .pt/.pth with a state dict
     )->dict: # name → tensor
     "All tensors of a checkpoint."
+    check(path=(path, a_path))
     path = Path(path)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not files[0].is_file(): raise FileNotFoundError(f"no checkpoint at {path}")

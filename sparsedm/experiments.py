@@ -15,6 +15,7 @@ import argparse, math, os, shutil, sys, time
 import torch
 from tqdm.auto import tqdm
 from .checkpoints import load_model, save_model
+from .checks import Rule, check, finite_number, instance
 from .data import load_images
 from .declare import SCALES, TABLES, load_papers
 from .execute import TimeIsUp, do_run, execute_training
@@ -65,11 +66,15 @@ def wanted_runs(scale:str, # row of SCALES
     return [r for r in runs_of(scale) if not names or r.id in chosen]
 
 # %% ../nbs/36_experiments.ipynb #b8d93931
+def _is_time(v): return v == math.inf or finite_number(above=0).fine(v)
+_MINUTES = Rule("a number above 0, or infinite", _is_time)
+
 def drive(scale:str, # row of SCALES
     minutes:float=math.inf, # stop after this; what is begun goes on from its checkpoint next time
     names=(), # of tables and figures whose runs to do; all if empty
     )->list: # runs still to do
     "Do the undone runs of a scale one after the other in this process, by importance."
+    check(names=(names, instance(tuple, list)), minutes=(minutes, _MINUTES))
     wanted, deadline, cost, failed = wanted_runs(scale, names), time.monotonic() + 60 * minutes, {}, []
     load_images(SCALES.named(scale).data)   # if they are missing, it is said once
     sweep(runs_dir(scale), records_dir(scale), checkpoints_dir())

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
+from .checks import check, instance, whole_number
 from .declare import DATASETS, SCALES, TABLES
 from .files import (figures_dir, locked, notebooks_dir, read_sealed, records_dir, root, runs_dir, sweep,
                             text_sha, write_sealed, write_text)
@@ -77,6 +78,7 @@ def make_plan(runs:list, # by importance; those with a record are left out
     cores:int=2, # how many work at a time
     )->list: # of {"name", "scale", "runs": {id: fields}, "after": [name]}
     "Deal the missing runs out in batches."
+    check(cores=(cores, whole_number(1)))
     plan = []
     for stage in _stages(to_do(runs)):
         before = [batch["name"] for batch in plan]
@@ -273,6 +275,7 @@ def run_graph(scale:str, # row of SCALES
     dry_run:bool=False, # only say what would run, and why
     )->bool: # was there anything to do?
     "Do what is missing; `RuntimeError` that names the runs that failed (the others still finish)."
+    check(names=(names, instance(tuple, list)), cores=(cores, whole_number()))
     check_tables(scale, names)
     cores = cores or workers(scale)
     with locked(runs_dir()/".lock", "waiting for another sparsedm run to finish") as lock:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open, SafetensorError
 from torch import nn, Tensor
+from .checks import a_path, check
 from .layers import named_layers, weight_layers
 from .masking import nm_weight, why_dense
 from .ste import NMSparse, check_baked, check_dense, check_weights, make_sparse_, note_, sparsity_config
@@ -28,6 +29,7 @@ def _config_of(where):
     if isinstance(where, nn.Module):
         noted = getattr(where, "config", None) or {}
         return noted.get("_sparsedm") if isinstance(noted, dict) else getattr(noted, "sparsedm", None)
+    check(like=(where, a_path))
     path = Path(where)
     if path.is_dir():
         if not (path/"config.json").is_file(): raise FileNotFoundError(f"{path} has no config.json")

@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from . import cpu_masks
+from .checks import check, floats
 
 # %% ../nbs/00_masking.ipynb #64b9af9c
 PATTERNS = ("32:32", "31:32", "15:16", "7:8", "3:4", "2:4", "1:4", "1:8", "1:16", "1:32")  # Fig. 3(a), densest first
@@ -37,6 +38,7 @@ def why_dense(shape, # shape of a weight: (out, in) or (out, in, *kernel)
 
 def _check(w, pattern):
     "(N, M); `ValueError` if `w` cannot take the pattern."
+    if not isinstance(w, Tensor) or not w.is_floating_point(): check(w=(w, floats))   # no work for a compiler
     reason = why_dense(w.shape, pattern)
     if reason: raise ValueError(f"no {pattern} mask for a weight of shape {tuple(w.shape)}: {reason}")
     return parse_pattern(pattern)

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 from tqdm.auto import tqdm
 from .checkpoints import load_state, load_tensors, save_tensors
+from .checks import any_seed, check, optional, tensor, whole_number
 from .data import fingerprint, load_images, pictures
 from .declare import DATASETS, EXTRACTORS
 from .files import atomic_write, cache_dir, extractors_dir, file_sha, find_root, write_text
@@ -32,6 +33,7 @@ def frechet_distance(
     g:Tensor, # (K, D) features of the other, K ≥ 2
     )->float:
     "Eq. 16 on features, in float64."
+    check(x=(x, tensor), g=(g, tensor))
     for name, f in {"x": x, "g": g}.items():
         shape = tuple(f.shape)
         if len(shape) != 2 or shape[0] < 2:
@@ -452,7 +454,7 @@ def _check_images(name, x, metrics):
 def _check_request(images, extractor, metrics):
     "Errors that name the argument, for everything that can be wrong with a call of `evaluate`."
     row = EXTRACTORS.named(extractor)
-    if isinstance(metrics, str) or not metrics or not set(metrics) <= set(METRICS):
+    if not isinstance(metrics, (tuple, list)) or not metrics or not all(name in METRICS for name in metrics):
         raise ValueError(f"metrics must be a selection of {', '.join(METRICS)}, such as (\"fid\",); got {metrics!r}")
     for name, x in images.items(): _check_images(name, x, metrics)
     shape, *others = (tuple(x.shape[1:]) for x in images.values())
@@ -547,6 +549,7 @@ def evaluate(
     progress:bool=False, # show bars
     )->dict: # the scores, and what they depend on
     "Score samples against real images with torch-fidelity; names extractor, checksum and counts beside the scores."
+    check(seed=(seed, any_seed))
     _check_request({"samples": samples, "reference": reference}, extractor, metrics)
     opened = _open_extractor(extractor, weights, device)
     if len(reference) >= KEEP_FROM: real = _reference_features(reference, opened, False, progress)
@@ -570,7 +573,7 @@ def score_floor(
     **kwargs, # extractor, metrics, weights, device, seed and progress of `evaluate`
     )->dict: # as `evaluate`
     "Score real images against other real images: the test against the training set, else one half against the other."
-    if n is not None and n < 1: raise ValueError(f"n must be at least 1, or None for all images; got {n}")
+    check(n=(n, optional(whole_number(1))))
     some, others = ("test", "train") if "test" in DATASETS.named(name).splits else ("a", "b")
     scored, reference = load_images(name, some, path, size), load_images(name, others, path, size)
     return evaluate(pictures(scored)[:n], pictures(reference), **kwargs)

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
+from .checks import a_path, check, instance, whole_number
 from .declare import FAMILIES, PRESETS, Family
 
 # %% ../nbs/21_models.ipynb #760c036d
@@ -90,13 +91,13 @@ def unpatchify(tokens:Tensor, # (B, h·h, p·p·C)
 def _check_positive(config, names):
     for name in names.split():
         v = config[name]
-        if not isinstance(v, int) or v < 1: raise ValueError(f"{name} must be a positive integer; got {v}")
+        check(**{name: (v, whole_number(1))})
 
 def _check_sizes(c):
     _check_positive(c, "img_size patch_size in_chans embed_dim num_heads")
     if c["img_size"] % c["patch_size"]:
         raise ValueError(f"img_size must be a multiple of patch_size; got {c['img_size']} and {c['patch_size']}")
-    if c["depth"] < 0: raise ValueError(f"depth must not be negative; got {c['depth']}")
+    check(depth=(c["depth"], whole_number()))
     if c["num_classes"] > 0 and c["clip_dim"] > 0:
         raise ValueError("num_classes and clip_dim are exclusive: labels or text")
 
@@ -336,6 +337,7 @@ PAPER_MACS = { # preset → multiply-accumulates of the dense network for one im
 def build_from_config(config:dict # a model's `.config`: "kind" and constructor arguments
     )->nn.Module: # randomly initialised
     "Rebuild a model from its `.config`; `ValueError` with the known kinds for another."
+    check(config=(config, instance(dict)))
     family = FAMILIES.named(config.get("kind"))
     return family.build(**{k: v for k, v in config.items() if k != "kind"})
 
@@ -444,6 +446,7 @@ def load_official(path, # a .pth state dict of the U-ViT authors
     preset:str, # the preset it belongs to
     )->nn.Module: # on the CPU with those weights, in eval mode
     "Load an official checkpoint, strictly and without unpickling code; an error names the file and what differs."
+    check(path=(path, a_path))
     path = Path(path)
     with torch.device("meta"): model = build_model(preset)  # no time spent on random weights
     state, want = _read_state(path), model.state_dict()

@@ -9,6 +9,7 @@ __all__ = ['own_samples', 'mend']
 import copy
 import torch
 from torch import nn
+from .checks import any_seed, check, whole_number
 from .data import States
 from .diffusion import sample
 from .one_shot import check_images
@@ -29,6 +30,7 @@ def own_samples(model:nn.Module, # trained and dense
     )->States: # n of them
     "What a model draws, as a data set."
     check_dense(model, "own_samples")
+    check(n=(n, whole_number(1)), seed=(seed, any_seed), steps=(steps, whole_number(1)))
     settings = dict(sampler=sampler, steps=steps, process=process, cond=cond, progress=progress)
     return States(sample(model, range(seed, seed + n), shape, **settings), name="own samples")
 
@@ -48,7 +50,7 @@ def mend(student:nn.Module, # sparse; trained in place
     "A short knowledge transfer."
     if not sparse_layers(student): raise ValueError("the student has no sparse layers; see one_shot_, sparsify_")
     check_images(samples)
-    if not isinstance(steps, int) or steps < 1: raise ValueError(f"steps must be a whole number from 1; got {steps!r}")
+    check(steps=(steps, whole_number(1)), seed=(seed, any_seed))
     batch_size = min(batch_size, len(samples))
     average = min(.98, 1 - 1 / steps)   # over as many steps as there are, and at most 50
     cfg = TrainConfig(steps, batch_size, lr, warmup=steps // 10, ema=average, cooldown=1., process=process, seed=seed)

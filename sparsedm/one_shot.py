@@ -7,7 +7,7 @@ __all__ = ['ONE_SHOT', 'CHANNELS', 'check_images', 'noisy_batches', 'one_shot_',
            'uvit_channels', 'unet_channels', 'permute_channels_']
 
 # %% ../nbs/04_one_shot.ipynb #9ac81cdd
-import copy, itertools, math
+import copy, itertools
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
+from .checks import any_seed, check, finite_number, whole_number
 from .data import Images, States, batch_states, load_images, to_float
 from .declare import CODECS, DATASETS, PREPARE
 from .diffusion import draw_times, predict, q_sample
@@ -185,7 +186,7 @@ def one_shot_(model:nn.Module, # trained and dense; changed in place
     **which # targets, exclude, filter_fn, as `sparsify_` takes them
     )->nn.Module: # the same model, sparse with fixed masks
     "Choose N:M masks without training."
-    _check_one_shot(method, images, damping, calibrate)
+    _check_one_shot(method, images, damping, calibrate, seed, n)
     make = partial(sparsify_, pattern=pattern, estimator="fixed", layers=layers, **which)
     choose, before = ONE_SHOT[method], sparse_layers(model)
     pruned = sparse_layers(make(copy.deepcopy(model)))   # errors come here, before anything changes
@@ -206,13 +207,12 @@ def _check_own_weights(model, names, method):
     if len(set(weights)) == len(weights): return
     raise ValueError(f"two layers share a weight, and {method} sees other inputs in each; untie them")
 
-def _check_one_shot(method, images, damping, calibrate):
+def _check_one_shot(method, images, damping, calibrate, seed, n):
     if method not in ONE_SHOT: raise ValueError(f"method must be one of {', '.join(ONE_SHOT)}; got {method!r}")
     if ONE_SHOT[method] and images is None and calibrate is None:
         raise ValueError(f"method {method!r} calibrates on images; pass images=load_images(…), or calibrate=")
     if images is not None and calibrate is not None: raise ValueError("either images or calibrate, not both")
-    if not (isinstance(damping, (int, float)) and 0 < damping < math.inf):
-        raise ValueError(f"damping must be a finite number > 0; got {damping!r}")
+    check(damping=(damping, finite_number(above=0)), seed=(seed, any_seed), n=(n, whole_number(1)))
 
 # %% ../nbs/04_one_shot.ipynb #4e7c2b91
 def calibration(run # with `data` and `process`

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from .checkpoints import load_tensors, rebuild, save_tensors
+from .checks import check, floats
 from .declare import FAMILIES
 from .layers import weight_layers
 from .masking import parse_pattern
@@ -68,6 +69,7 @@ def _from_bytes(indices, groups):
 def pack(w:Tensor, # (out, in) or (out, in, *kernel), 2:4 along `in`, finite
     )->tuple: # values (out, *kernel, in/2), indices uint8 (out, *kernel, ⌈in/8⌉)
     "The two values of each four and their 2-bit places; `ValueError` if the weight is not 2:4."
+    check(w=(w, floats))
     if why := why_not_24(w): raise ValueError(f"weight of shape {tuple(w.shape)} is not 2:4: {why}")
     if not torch.isfinite(w).all(): raise ValueError(f"weight of shape {tuple(w.shape)} has non-finite values")
     fours = _rows(w.detach()).unflatten(-1, (-1, 4))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
+from .checks import check, finite_number, whole_number
 
 # %% ../nbs/31a_pairs.ipynb #1d2381cf
 LEVEL = .9    # of intervals: one error in twenty on either side
@@ -68,6 +69,7 @@ POWER = .8
 
 def power(true:float, sd:float, n:int, level:float=LEVEL)->float: # from 0 to 1
     "How often n pairs find a true effect on the side where it is."
+    check(true=(true, finite_number()), sd=(sd, finite_number(above=0)), n=(n, whole_number()))
     if n < 2: return 0.
     bound = stats.t.ppf((1 + level) / 2, n - 1)
     return float(stats.nct.sf(bound, n - 1, abs(true) * math.sqrt(n) / sd))
@@ -76,7 +78,9 @@ def detectable(sd:float, # of a pair's effect
     n:int, # pairs
     level:float=LEVEL)->float: # infinite for one pair
     "The smallest effect that is found with POWER."
-    if n < 2 or not math.isfinite(sd): return math.inf
+    check(n=(n, whole_number()))
+    if n < 2: return math.inf
+    check(sd=(sd, finite_number(0)))
     low, high = 0., 1.
     while power(high, 1., n, level) < POWER: high *= 2
     for _ in range(50):

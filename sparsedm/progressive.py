@@ -7,6 +7,7 @@ __all__ = ['check_switchable', 'SwitchPatterns']
 
 # %% ../nbs/05_progressive.ipynb #1b8d2c47
 from torch import nn
+from .checks import boolean, check, instance, whole_number
 from .declare import HOOKS, SCHEDULES, Hook
 from .masking import parse_pattern, why_dense
 from .ste import dense_weight, note_, sparse_layers, sparsity_of
@@ -64,6 +65,8 @@ class SwitchPatterns(_Stages):
         steps:int, # of the whole training
         released:bool=False, # freeze the EMA at the first switch, as the authors' scripts do by accident
     ):
+        check(patterns=(patterns, instance(str, tuple, list)), steps=(steps, whole_number(1)),
+              released=(released, boolean))
         self.patterns = tuple(SCHEDULES.named(patterns) if isinstance(patterns, str) else patterns)
         self.steps, self.released = steps, released
         self.settings = dict(patterns=list(self.patterns), steps=steps, released=released)

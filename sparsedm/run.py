@@ -246,6 +246,7 @@ def runs_of(scale:str, # row of SCALES
     name:str="" # of a table or figure; "": all
     )->list: # without repetition, by importance
     "The runs that a table or figure reads."
+    check(name=(name, string))
     by_table, everything = _gather(scale)
     if not name: return list(everything)
     check_tables(scale, [name])

@@ -13,6 +13,7 @@ from safetensors import safe_open, SafetensorError
 from torch import nn
 from .accelerate import pattern_of
 from .checkpoints import load_model, save_model
+from .checks import a_path, check
 from .files import read_json
 from .layers import check_model
 from .like import sparsify_like_
@@ -124,6 +125,7 @@ def load_shared(path, # a folder, a file, or "owner/name" on the Hub
 def local(path # a folder, a file, or "owner/name" on the Hub
     )->Path: # here, downloaded if need be
     "Where it is."
+    check(path=(path, a_path))
     return Path(path) if Path(path).exists() else _downloaded(path)
 
 def denoiser_of(folder # of a pipeline, or of a model

@@ -8,12 +8,13 @@ __all__ = ['ESTIMATORS', 'DECAYS', 'NMSparse', 'dense_names', 'SparseLayer', 'ma
            'noted', 'note_', 'sparsify_', 'layer_report', 'sparsity_report', 'bake_']
 
 # %% ../nbs/01_ste.ipynb #2f9c25b4
-import math, warnings, weakref
+import warnings, weakref
 from contextlib import contextmanager
 import pandas as pd
 import torch
 from torch import nn, Tensor
 from . import __version__
+from .checks import a_function, check, finite_number, floats, instance, one_of, optional
 from .declare import PREPARE
 from .layers import check_model, layer_patterns, weight_layers, why_never
 from .masking import kernels_for, nm_mask, nm_weight, parse_pattern, why_dense
@@ -41,6 +42,10 @@ class NMSparse(nn.Module):
         lambda_w:float=2e-4, # λ_W of Eq. 9, used by "improved"
     ):
         super().__init__()
+        parse_pattern(pattern)
+        check(w=(w, floats))
+        if reason := why_dense(w.shape, pattern): raise ValueError(f"w cannot be {pattern}: {reason}")
+        check(estimator=(estimator, one_of(ESTIMATORS)), lambda_w=(lambda_w, finite_number(0)))
         self.pattern, self.estimator = pattern, estimator
         self.lambda_w = lambda_w if estimator == "improved" else 0.
         self._decay = None   # weak reference to an optimizer, set by add_masked_decay_
@@ -305,6 +310,7 @@ def add_masked_decay_(optimizer:torch.optim.Optimizer, # any torch optimizer (or
     "Add λ_W(W − W̃) of Eq. 9 to each step of `optimizer`; in \"backward\" a loss scale divides it."
     if at not in DECAYS: raise ValueError(f"at must be one of {', '.join(DECAYS)}; got {at!r}")
     optimizer = getattr(optimizer, "optimizer", optimizer)   # accelerate wraps the real one
+    check(optimizer=(optimizer, instance(torch.optim.Optimizer)))
     decaying = _decaying_in(optimizer, model)
     for w, sparsity in decaying: sparsity._decay = weakref.ref(optimizer)
     if at == "backward":
@@ -404,8 +410,7 @@ def sparsify_(model:nn.Module, # changed in place
     "Make the chosen layers N:M-sparse in place; what cannot carry the pattern stays dense (see `sparsity_report`)."
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}")
-    if not (isinstance(lambda_w, (int, float)) and 0 <= lambda_w < math.inf):
-        raise ValueError(f"lambda_w must be a finite number ≥ 0; got {lambda_w!r}")
+    check(lambda_w=(lambda_w, finite_number(0)), filter_fn=(filter_fn, optional(a_function)))
     patterns = layer_patterns(model, pattern, layers, targets, exclude, filter_fn)
     fitting = _fitting(model, patterns)
     check_weights(model, fitting, patterns)

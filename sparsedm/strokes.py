@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import nn, Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from .checkpoints import load_tensors, save_tensors
+from .checks import any_seed, check, finite_number, instance, optional, tensor, whole_number
 from .data import States, load_images, pictures
 from .declare import (CODECS, DATASETS, EXTRACTORS, FAMILIES, LOSSES, PRESETS, PROCESSES, Codec, Dataset,
                               Family)
@@ -84,7 +85,7 @@ def to_sequence(strokes, # arrays (n, 2)
     spacing:float=.1, # between points, in units of the radius
     )->Tensor: # (T, 3) float32: x, y, and 1 at the end of a stroke
     "A drawing as the network sees it; `ValueError` if nothing is drawn."
-    if not spacing > 0: raise ValueError(f"spacing must be above 0; got {spacing!r}")
+    check(strokes=(strokes, instance(list, tuple)), spacing=(spacing, finite_number(above=0)))
     strokes = _check_strokes(strokes)
     if not strokes: raise ValueError("nothing is drawn: no stroke has two points")
     points = np.concatenate(strokes)
@@ -107,6 +108,7 @@ def to_strokes(sequence:Tensor, # (T, 3), as of `to_sequence` or generated
 
 # %% ../nbs/22_strokes.ipynb #c35247b5
 def _check_points(x, mask):
+    check(x=(x, tensor), mask=(mask, optional(tensor)))
     if x.dim() != 3 or x.shape[2] != 3: raise ValueError(f"points must be (N, T, 3): x, y, pen; got {tuple(x.shape)}")
     if mask is None: return
     if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
@@ -128,7 +130,7 @@ def rasterise(x:Tensor, # (N, T, 3) sequences
     "Draw sequences."
     _check_points(x, torch.empty(0) if mask is None else mask)
     if not x[mask].isfinite().all(): raise ValueError("points have coordinates that are not finite")
-    if not size >= 8 or not width > 0: raise ValueError(f"size must be at least 8, width above 0; got {size}, {width}")
+    check(size=(size, whole_number(8)), width=(width, finite_number(above=0)))
     scale, images = (size / 2 - 1 - width / 2) / RADIUS, []
     centre = torch.arange(size) + .5
     grid = torch.stack(torch.meshgrid(centre, centre, indexing="xy"), -1).view(-1, 2)   # of pixels: x, y
@@ -311,7 +313,7 @@ def _lengths(): return kanji("train", SPACING, MOST).mask.sum(1)
 def stroke_masks(n:int, # drawings
     seed:int=0)->dict: # {"mask": (n, MOST) bool}, an argument of the network
     "Lengths of drawings to generate, drawn from those of the training set."
-    if not n >= 1: raise ValueError(f"n must be at least 1; got {n!r}")
+    check(n=(n, whole_number(1)), seed=(seed, any_seed))
     pick = torch.randint(len(_lengths()), (n,), generator=torch.Generator().manual_seed(seed))
     return dict(mask=torch.arange(MOST) < _lengths()[pick][:, None])
 

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from torch import nn, Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
-from .checks import Rule, boolean, check, finite_number, instance, one_of, shown, whole_number
+from .checks import (Rule, a_function, boolean, check, finite_number, instance, one_of, optional, shown,
+                             whole_number)
 from .checkpoints import describe, load_state, load_tensors, save_tensors, tensors_sha
 from .data import Images, States, batch_indices, batch_states, fingerprint, random_flip, to_float
 from .declare import LOSSES
@@ -301,8 +302,9 @@ def _checked_start(model, cfg, data, cond): # accelerate's handle of this proces
 # %% ../nbs/27_training.ipynb #27asked0
 _HOOK = ("attach", "before_step", "after_step", "state", "load")
 
-def _check_asked(model, images, cfg, hooks, **steps):
+def _check_asked(model, images, cfg, hooks, loss_fn, cond, **steps):
     check_model(model)
+    check(loss_fn=(loss_fn, optional(a_function)), cond=(cond, optional(instance(dict))))
     check(images=(images, instance(Images, States)), cfg=(cfg, instance(TrainConfig)),
           hooks=(hooks, instance(list, tuple)), **{name: (n, whole_number(1)) for name, n in steps.items()})
     for hook in hooks:
@@ -386,7 +388,7 @@ def train(model:nn.Module, # trained in place, sparse or not; any that `diffusio
     cond:dict=None, # further arguments of the model, each a tensor with a row for each image
     )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss; .attrs["seconds"] counts all parts)
     "Train or resume; on a CPU a resumed run ends bit for bit where an unbroken one ends."
-    _check_asked(model, images, cfg, hooks, save_every=save_every, log_every=log_every)
+    _check_asked(model, images, cfg, hooks, loss_fn, cond, save_every=save_every, log_every=log_every)
     acc, folder = _checked_start(model, cfg, images, cond), Path(folder) if folder else None
     model, data = model.to(acc.device).train(), _near(images, acc.device)
     hooks, loss_fn = [MaskedDecay(cfg.decay), *hooks], loss_fn or partial(noise_loss, process=cfg.process)

@@ -256,7 +256,10 @@ def attack_disk(rng, times):
     return counts
 
 
-def attack_calls_(rng, times): return attack_calls.counts()
+def attack_calls_(rng, times):
+    with tempfile.TemporaryDirectory() as tmp:
+        checkout(Path(tmp)/"root")
+        return attack_calls.counts()
 
 
 ATTACKS = dict(calls=attack_calls_, bytes=attack_bytes, kills=attack_kills, signals=attack_signals,
