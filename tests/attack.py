@@ -10,7 +10,7 @@ import torch
 import attack_calls
 
 ROOT = Path(__file__).resolve().parent.parent
-GOOD = ("clear", "harmless", "made again", "equal", "ended")   # outcomes that may be
+GOOD = ("clear", "harmless", "made again", "equal", "ended", "killed")   # outcomes that may be
 
 
 def checkout(folder):
@@ -152,7 +152,7 @@ def attack_kills(rng, times):
                 os.waitpid(pid, 0)
                 if started % 10 == 0: do_run(run)   # and on from there without a kill
             counts["equal" if result(run) == whole else "lost"] += 1
-        counts[f"kills: {started}"] = 0
+        counts["killed"] = started
     return counts
 
 
@@ -276,7 +276,7 @@ def main():
     torch.set_num_threads(1)
     for name in given.which or ATTACKS:
         counts = ATTACKS[name](random.Random(given.seed), given.times or USUAL[name])
-        print(f"{name}: {', '.join(f'{n} {how}' if n else how for how, n in counts.items())}", flush=True)
+        print(f"{name}: {', '.join(f'{n} {how}' for how, n in counts.items())}", flush=True)
         bad += sum(n for how, n in counts.items() if how not in (*GOOD, "allowed", "unclear"))
     sys.exit(bool(bad))
 

@@ -217,6 +217,7 @@ ALLOWED = {
     ("diffusion.initial_noise", "seeds", "[-1]"): "a seed of 64 bits may have a sign",
     ("diffusion.sample", "seeds", "[-1]"): "a seed of 64 bits may have a sign",
     ("diffusion.sample", "steps", "None"): "the sampler's own number",
+    ("diffusion.to_uint8", "x", repr(torch.ones(8))): "pictures of any shape",
     ("data.image_grid", "scale", "None"): "to at least 32 pixels",
     ("metrics.score_floor", "n", "None"): "all",
     ("ste.sparsify_", "layers", "None"): "the rule for the model",
