@@ -10,6 +10,7 @@ __all__ = ['NOISE_SEEDS', 'NOTHING_SEEN', 'TIMES', 'HELD_OUT', 'device_name', 'l
 
 # %% ../nbs/32_execute.ipynb #fc5d6ffd
 import argparse, copy, math, os, statistics, time, traceback
+from contextlib import suppress
 from pathlib import Path
 import pandas as pd
 import torch
@@ -18,7 +19,7 @@ from .checkpoints import kept_tensor, save_model
 from .data import PIXELS, Images, States, batch_states, load_images, pictures
 from .declare import CODECS, DATASETS, HOOKS, LOSSES, METHODS, PREPARE, SCALES, Hook, load_papers
 from .diffusion import noise_loss, sample
-from .files import locked, read_sealed, runs_dir, text_sha, write_sealed
+from .files import locked, read_sealed, runs_dir, text_sha, write_sealed, write_text
 from .accelerate import Replay
 from .gpu import cuda_times
 from .macs import macs_summary
@@ -371,7 +372,7 @@ def do_run(run:Run, # what to do
         except TimeIsUp: raise
         except Exception as e:
             text = f"{traceback.format_exc()}\n{type(e).__name__}: {e}\n"
-            (folder/"error.txt").write_text(text, encoding="utf-8")
+            with suppress(OSError): write_text(folder/"error.txt", text)   # where the disk is full, the cause counts
             raise
         for left in ("error.txt", "checkpoint.safetensors"): (folder/left).unlink(missing_ok=True)
     return read_record(run)

@@ -252,7 +252,9 @@ def attack_disk(rng, times):
             why = why_missing(run)
             do_run(run)
             named = not why or "File too large" in why
-            counts["equal" if result(run) == whole and not torn and named else "lost"] += 1
+            fine = result(run) == whole and not torn and named
+            if not fine: print(f"lost     {[p.name for p in torn]} {why[-200:]!r}")
+            counts["equal" if fine else "lost"] += 1
     return counts
 
 
