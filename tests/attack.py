@@ -133,17 +133,11 @@ def how_read(path, read, expected, same, kind):
 def attack_kills(rng, times):
     "SIGKILL at a random moment of a run, again and again until it is done; the result is that of an unbroken run."
     from sparsedm.execute import do_run
-    from sparsedm.records import load_trained, read_record, record_path, run_folder
+    from sparsedm.records import record_path
     counts, started = Counter(), 0
-    with tempfile.TemporaryDirectory() as tmp:
-        folder, run = checkout(Path(tmp)/"root"), toy_run("ours")
-        do_run(toy_run())
-        began = time.monotonic()
-        do_run(run)
-        whole, seconds = (result(run), time.monotonic() - began)
+    with finished_run() as (run, whole, seconds):
         while started < times:
-            shutil.rmtree(run_folder(run))
-            record_path(run).unlink()
+            forget(run)
             while not record_path(run).is_file():
                 pid = forked(do_run, run)
                 started += 1
@@ -154,6 +148,24 @@ def attack_kills(rng, times):
             counts["equal" if result(run) == whole else "lost"] += 1
         counts["killed"] = started
     return counts
+
+
+@contextlib.contextmanager
+def finished_run():
+    "A run that is done in a copy, its result, and the seconds it took."
+    from sparsedm.execute import do_run
+    with tempfile.TemporaryDirectory() as tmp:
+        checkout(Path(tmp)/"root")
+        do_run(toy_run())
+        began, run = time.monotonic(), toy_run("ours")
+        do_run(run)
+        yield run, result(run), time.monotonic() - began
+
+
+def forget(run):
+    from sparsedm.records import record_path, run_folder
+    shutil.rmtree(run_folder(run))
+    record_path(run).unlink()
 
 
 def result(run):
@@ -213,17 +225,10 @@ def _is_in(p, folder):
 def attack_together(rng, times):
     "Several processes are asked for the same run."
     from sparsedm.execute import do_run
-    from sparsedm.records import record_path, run_folder
     counts = Counter()
-    with tempfile.TemporaryDirectory() as tmp:
-        checkout(Path(tmp)/"root")
-        run = toy_run("ours")
-        do_run(toy_run())
-        do_run(run)
-        whole = result(run)
+    with finished_run() as (run, whole, _):
         for _ in range(times):
-            shutil.rmtree(run_folder(run))
-            record_path(run).unlink()
+            forget(run)
             pids = [forked(do_run, run) for _ in range(3)]
             codes = [os.waitpid(pid, 0)[1] for pid in pids]
             counts["equal" if not any(codes) and result(run) == whole else "lost"] += 1
@@ -233,20 +238,14 @@ def attack_together(rng, times):
 def attack_disk(rng, times):
     "No file may grow beyond a random size: whatever fails is named, and what was there stays."
     from sparsedm.execute import do_run
-    from sparsedm.records import record_path, run_folder, why_missing
+    from sparsedm.records import run_folder, why_missing
     counts = Counter()
     def limited(run, size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         do_run(run)
-    with tempfile.TemporaryDirectory() as tmp:
-        folder = checkout(Path(tmp)/"root")
-        run = toy_run("ours")
-        do_run(toy_run())
-        do_run(run)
-        whole = result(run)
+    with finished_run() as (run, whole, _):
         for _ in range(times):
-            shutil.rmtree(run_folder(run))
-            record_path(run).unlink()
+            forget(run)
             os.waitpid(forked(limited, run, rng.choice((100, 3_000, 20_000, 100_000, 400_000))), 0)
             torn = list(run_folder(run).glob(".*.tmp")) if run_folder(run).exists() else []
             why = why_missing(run)
