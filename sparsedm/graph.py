@@ -12,6 +12,7 @@ import argparse, contextlib, os, re, subprocess, sys, threading, time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -170,14 +171,16 @@ def draw(scale:str, # row of SCALES
     "Execute notebooks one after the other in one kernel."
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.utils import run_sync
-    kernels, failed = AsyncKernelManager(kernel_name="python3"), {}
-    try:
-        for name in names:
-            if kernels.has_kernel: _empty(kernels)
-            error = _papermill(TABLES.named(name), scale, kernels)
-            if error: failed[name] = error
-    finally:
-        if kernels.has_kernel: run_sync(kernels.shutdown_kernel)(now=True)
+    failed = {}
+    with TemporaryDirectory() as folder:   # sockets are files: kernels that start at once can take each other's ports
+        kernels = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
+        try:
+            for name in names:
+                if kernels.has_kernel: _empty(kernels)
+                error = _papermill(TABLES.named(name), scale, kernels)
+                if error: failed[name] = error
+        finally:
+            if kernels.has_kernel: run_sync(kernels.shutdown_kernel)(now=True)
     return failed
 
 # %% ../nbs/33_graph.ipynb #9a3a1ecc
