@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOSS', 'FID', 'DISTANCE', 'QUALITY', 'TRAINED_ALIKE', 'WORDS', 'FEW', 'Lacks', 'Of', 'of', 'as_of', 'Records',
            'Metric', 'check_alike', 'together', 'Cell', 'is_tuned', 'pairs_of', 'moved', 'moves_of', 'cell', 'combined',
-           'control', 'in_words', 'control_warning', 'gated', 'verdict_of', 'mean_of', 'answer_of', 'records_of',
-           'warning_of']
+           'control', 'in_words', 'control_warning', 'by_budget', 'gated', 'verdict_of', 'mean_of', 'answer_of',
+           'records_of', 'warning_of']
 
 # %% ../nbs/33a_verdicts.ipynb #33a00003
 import math
@@ -249,36 +249,52 @@ def control_warning(d:Records)->str: # "" where every control passed, or was not
     return " ".join(lines)
 
 # %% ../nbs/33a_verdicts.ipynb #33a00014
-def _stops_budget(verdict, moves, metric): # is the verdict in danger with twice the steps? "" or the reason
-    if moves is None: return ""
-    if metric not in moves: return "not run with twice the steps"
-    move, small = effect(moves[metric]), math.log1p(metric.smallest)
+def _moves_little(verdict, move, small): # against the verdict, by less than the smallest effect of interest?
     against = {HOLDS: (1,), CONTRADICTED: (-1,), EQUAL: (1, -1)}[verdict]
     signed_moves = [replace(move, mean=sign * move.mean) for sign in against]
-    if all(decide([m], small, margin=small)[0] == HOLDS for m in signed_moves): return ""
-    return f"with twice the steps the {metric.title} moves by {with_interval(move)}"
+    return all(decide([m], small, margin=small)[0] == HOLDS for m in signed_moves)
 
-def gated(d:Records, found:Cell, verdict:str, metric:Metric, higher:bool=False)->tuple: # verdict, and why not
+def _survives(verdict, ratios, moves, small, margin): # a direction: is it there at four times the steps?
+    now, move = together(ratios, moves)
+    return verdict != EQUAL and decide([effect(now + 2 * move)], small, margin)[0] == verdict
+
+def by_budget(verdict:str, # of the test
+    ratios:pd.Series, # ln(A/B) by seed, or of B/A where A should be higher
+    moves:dict, # as of `Cell`, signed likewise
+    metric:Metric, margin:float=0. # that the test allows, as a log ratio
+    )->tuple: # the verdict or BUDGET, and a remark
+    "Is the verdict in danger with more steps?"
+    if moves is None: return verdict, ""
+    if metric not in moves: return BUDGET, "not run with twice the steps"
+    move, small = effect(moves[metric]), math.log1p(metric.smallest)
+    if _moves_little(verdict, move, small): return verdict, ""
+    told = f"with twice the steps the {metric.title} moves by {with_interval(move)}"
+    if not _survives(verdict, ratios, moves[metric], small, margin): return BUDGET, told
+    return verdict, f"{told}; the verdict survives twice that"
+
+# %% ../nbs/33a_verdicts.ipynb #33a0b004
+WORDS = {   # what is asked of A → sign of the effect that holds, and the margin that is allowed, a field of Metric
+    "lower": (1, ""), "higher": (-1, ""), "no higher": (1, "keeps"), "no lower": (-1, "smallest")}
+
+def _margin(metric, word): # as a log ratio
+    return math.log1p(getattr(metric, WORDS[word][1])) if WORDS[word][1] else 0.
+
+def gated(d:Records, found:Cell, verdict:str, metric:Metric, word:str="lower")->tuple: # verdict, and a remark
     "The verdict, if the gates let it pass."
     if verdict == WEAK: return verdict, ""
     if found.net:
         try: passed, words = control(d, found.net)
         except Lacks as lack: return BUDGET, f"no control: {lack}"
         if passed != HOLDS: return (BUDGET if passed == CONTRADICTED else WEAK), f"control: {words}"
-    moves = found.moves
-    if higher and moves: moves = {m: -x for m, x in moves.items()}
-    why = _stops_budget(verdict, moves, metric)
-    return (BUDGET, why) if why else (verdict, "")
+    sign, ratios = WORDS[word][0], log_ratios(*together(*found.pairs[metric]))
+    moves = found.moves and {m: sign * x for m, x in found.moves.items()}
+    return by_budget(verdict, sign * ratios, moves, metric, _margin(metric, word))
 
 # %% ../nbs/33a_verdicts.ipynb #33a00017
-WORDS = {   # what is asked of A → sign of the effect that holds, and the margin that is allowed, a field of Metric
-    "lower": (1, ""), "higher": (-1, ""), "no higher": (1, "keeps"), "no lower": (-1, "smallest")}
-
 def _signed(effects, word): return [replace(e, mean=WORDS[word][0] * e.mean) for e in effects]
 
 def _decided(effects, metric, word): # verdicts of the cells, adjusted for their number
-    margin = getattr(metric, WORDS[word][1]) if WORDS[word][1] else 0.
-    return decide(_signed(effects, word), math.log1p(metric.smallest), math.log1p(margin))
+    return decide(_signed(effects, word), math.log1p(metric.smallest), _margin(metric, word))
 
 def _by_metric(cells, word): # Metric → {place of a cell: verdict}
     metrics, found = dict.fromkeys(m for c in cells for m in c.pairs), {}
@@ -288,7 +304,7 @@ def _by_metric(cells, word): # Metric → {place of a cell: verdict}
     return found
 
 # %% ../nbs/33a_verdicts.ipynb #ac1f8b06
-def verdict_of(d:Records, cells:list, word:str)->list: # (verdict, why it is undecided or "") of each cell
+def verdict_of(d:Records, cells:list, word:str)->list: # (verdict, a remark or "") of each cell
     "What the metrics say together, after the gates."
     by_metric, answers = _by_metric(cells, word), []
     for i, found in enumerate(cells):
@@ -296,7 +312,7 @@ def verdict_of(d:Records, cells:list, word:str)->list: # (verdict, why it is und
         verdict = combined(said.values())
         metric = next((m for m in said if said[m] == verdict), next(iter(said)))
         opposed = verdict == WEAK and {HOLDS, CONTRADICTED} <= set(said.values())
-        passed, why = gated(d, found, verdict, metric, WORDS[word][0] < 0)
+        passed, why = gated(d, found, verdict, metric, word)
         answers.append((passed, "the metrics contradict each other" if opposed else why))
     return answers
 
