@@ -346,8 +346,13 @@ def _time_name(kind): # None: the second argument
     names = list(inspect.signature(kind.forward).parameters)[1:]
     return next((n for n in ("timestep", "timesteps") if n in names[2:]), None)
 
-def _asked(model, x_t, told, cond):
-    "What a network answers, whatever the order of its arguments"
+def ask(
+    model:Callable, # network
+    x_t:Tensor, # (B, ...) noisy images or other states
+    told:Tensor, # (B,) times as the network is told them, see `model_time`
+    cond:dict, # further arguments of the model
+): # what it returns, see `answer_of`
+    "Call a network, whatever the order of its arguments"
     kind = type(model)
     if how := _TOLD_OTHERWISE.get(kind.__name__):
         raise ValueError(f"model: {kind.__name__} {how}; give it in a function (x, t, **cond)")
@@ -371,7 +376,7 @@ def predict(
     if not callable(model): check(model=(model, a_function))
     # float32 whatever the model computes in: bfloat16 cannot tell 998 from 1000
     told = _process(process).model_time(_times(t, x_t).float())
-    out = answer_of(_asked(model, x_t, told, cond or {}))
+    out = answer_of(ask(model, x_t, told, cond or {}))
     if out.shape != x_t.shape:
         raise ValueError(f"model: a prediction of shape {tuple(x_t.shape)} expected, got {tuple(out.shape)}; "
                          "a model that also predicts a variance must be wrapped to return the noise alone")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOISE_SEEDS', 'NOTHING_SEEN', 'TIMES', 'HELD_OUT', 'device_name', 'load_start', 'plain', 'codec_of', 'state_shape',
-           'draw', 'load_samples', 'training_images', 'Flips', 'Curve', 'TimeIsUp', 'Deadline', 'hooks_of',
-           'train_config', 'execute_training', 'has_held_out', 'loss_by_time', 'held_out', 'floor', 'distance_to_dense',
-           'execute_evaluation', 'gpu_tflops', 'throughput', 'do_run', 'main']
+           'draw', 'load_samples', 'training_cond', 'training_images', 'Flips', 'Curve', 'TimeIsUp', 'Deadline',
+           'hooks_of', 'train_config', 'execute_training', 'has_held_out', 'loss_by_time', 'held_out', 'floor',
+           'distance_to_dense', 'execute_evaluation', 'gpu_tflops', 'throughput', 'do_run', 'main']
 
 # %% ../nbs/32_execute.ipynb #fc5d6ffd
 import argparse, copy, math, os, statistics, time, traceback
@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import nn, Tensor
 from .checkpoints import kept_tensor, save_model
+from .conditions import drop_of, guided, told_rows, told_samples
 from .data import PIXELS, Images, States, batch_states, load_images, pictures
 from .declare import CODECS, DATASETS, HOOKS, LOSSES, METHODS, PREPARE, SCALES, Hook, load_papers
 from .diffusion import noise_loss, sample
@@ -65,13 +66,14 @@ def draw(model:nn.Module, # plain
     n:int, # images
     batch:int=0, # at a time; 0: as fits
     )->Tensor: # (n, C, H, W) uint8, on the CPU
-    "Images of a run."
+    "Images of a run, guided where it says so."
     codec, seeds = codec_of(run), range(run.seed * NOISE_SEEDS, run.seed * NOISE_SEEDS + n)
     shape, tells = state_shape(run), DATASETS.named(run.data).cond
-    told = tells(n, run.seed) if tells else {}
+    seen = tells(n, run.seed) if tells else {}   # by the codec too
+    model, told = guided(model, run), seen | told_samples(run, n)
     how = dict(sampler=run.sampler, steps=run.sampler_steps, process=run.process)
     def drawn(net, batch):
-        return codec.decode(sample(net, seeds, shape, batch_size=batch, cond=told, **how), **told).cpu()
+        return codec.decode(sample(net, seeds, shape, batch_size=batch, cond=told, **how), **seen).cpu()
     if device_name() == "cpu": return drawn(model, batch or 256)
     def on_gpu(batch):
         net = copy.deepcopy(model).to("cuda", torch.bfloat16).eval()
@@ -92,6 +94,14 @@ def _encoded(run, real, encode): # kept per scale, as it may take longer than a 
     states = kept_tensor(runs_dir(run.scale)/f"{run.data}-{looks}.safetensors", lambda: encode(real.images))
     return States(states, None, run.data, "train")
 
+def _how_guided(run): # part of a file name
+    return f"-guided-{scale:g}" if (scale := run.options.get("guidance")) else ""
+
+def training_cond(run:Run)->dict: # name → tensor with a row for each of `training_images`
+    "What a run's network is told of what it learns from."
+    rows = told_rows(run)
+    return {name: torch.cat([v, v]) for name, v in rows.items()} if run.train_on == "both" else rows
+
 def training_images(run:Run)->Images|States: # real ones, the dense model's samples (as many), or both
     "What a run learns from."
     real, encode = load_images(run.data), codec_of(run).encode
@@ -100,11 +110,12 @@ def training_images(run:Run)->Images|States: # real ones, the dense model's samp
         return real if plain else _encoded(run, real, encode)
     if not (isinstance(real, Images) and encode is PIXELS.encode):
         raise ValueError(f"{run.id}: train_on={run.train_on!r} is for images as pixels; {run.data} has others")
-    def make():   # from seeds that no evaluation uses
+    def make():   # from seeds that no evaluation uses; each is told what a real image is
         first = run.seed * NOISE_SEEDS + NOISE_SEEDS // 2
-        drawn_by = dict(sampler=run.sampler, steps=run.sampler_steps)
-        return teacher_samples(load_start(run), len(real), real.shape, first, **drawn_by).images
-    made = kept_tensor(runs_dir(run.scale)/run.teacher/f"teacher-samples-s{run.seed}.safetensors", make)
+        drawn_by = dict(sampler=run.sampler, steps=run.sampler_steps, cond=told_rows(run))
+        return teacher_samples(guided(load_start(run), run), len(real), real.shape, first, **drawn_by).images
+    name = f"teacher-samples-s{run.seed}{_how_guided(run)}.safetensors"
+    made = kept_tensor(runs_dir(run.scale)/run.teacher/name, make)
     images = made if run.train_on == "teacher" else torch.cat([real.images, made])
     return Images(images, None, f"{run.data}, {run.train_on}", "train")
 
@@ -219,6 +230,7 @@ def _train(run, model, folder, progress, deadline):
     loss_fn = LOSSES.named(run.loss)(run, lambda: load_start(run))
     with BetweenSteps() as stop:
         settings = dict(hooks=[*hooks, Deadline(deadline), stop], progress=progress, encode=codec_of(run).encode)
+        settings |= dict(cond=training_cond(run), drop=drop_of(run))
         try: model, log = train(model, training_images(run), train_config(run), folder, loss_fn, **settings)
         except Stopped: stop.go_on()
     seen = {}
@@ -234,12 +246,14 @@ HELD_OUT = 1024   # at most so many images that no model was trained on, and abo
 def has_held_out(run:Run)->bool: return "test" in DATASETS.named(run.data).splits
 
 def _looked_at(run):
-    "States to compute a loss on, with their mask, and how many noises for each: where few are held out, more."
+    "States to compute a loss on, what a network is told of them, and how many noises for each: where few, more."
     part, most = ("test", HELD_OUT) if has_held_out(run) else ("train", 128)
     images = load_images(run.data, part)
     x0, mask = batch_states(images, torch.arange(min(most, len(images))), codec_of(run).encode)
+    told = {name: rows[:len(x0)] for name, rows in told_rows(run, part).items()}
+    if mask is not None: told["mask"] = mask
     enough = max(1, round(min(HELD_OUT, run.n_samples) / len(x0)))
-    return x0, mask, enough if has_held_out(run) else 1
+    return x0, told, enough if has_held_out(run) else 1
 
 # %% ../nbs/32_execute.ipynb #4e1d0a74
 @torch.no_grad()
@@ -248,21 +262,21 @@ def loss_by_time(model:nn.Module, # plain
     noises:int=0 # for each image; 0: such that there are about as many losses as samples, up to HELD_OUT
     )->list: # at each of TIMES
     "Noise-prediction loss for fixed noises, on held-out images or, where there are none, on 128 seen ones."
-    x0, mask, enough = _looked_at(run)
-    x0, mask = x0.to(device_name()), None if mask is None else mask.to(device_name())
+    x0, told, enough = _looked_at(run)
+    x0, told = x0.to(device_name()), {name: v.to(device_name()) for name, v in told.items()}
     losses = torch.zeros(len(TIMES), dtype=torch.float64)
     for seed in range(noises or enough):
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0.device)
-        for k, t in enumerate(TIMES): losses[k] += _loss_at(model, x0, t, noise, run.process, mask)
+        for k, t in enumerate(TIMES): losses[k] += _loss_at(model, x0, t, noise, run.process, told)
     return (losses / (noises or enough)).tolist()
 
-def _loss_at(model, x0, t, noise, process, mask=None, at_once=256):
+def _loss_at(model, x0, t, noise, process, told, at_once=256):
     "The mean over all states, in parts that fit."
     total = 0.
     for i in range(0, len(x0), at_once):
-        x, e, there = (None if v is None else v[i:i + at_once] for v in (x0, noise, mask))
-        times, told = torch.full((len(x),), t, device=x.device), None if there is None else dict(mask=there)
-        total += noise_loss(model, x, times, e, told, mask=there, process=process).item() * len(x)
+        x, e, *more = (v[i:i + at_once] for v in (x0, noise, *told.values()))
+        cond, times = dict(zip(told, more)), torch.full((len(x),), t, device=x.device)
+        total += noise_loss(model, x, times, e, cond, mask=cond.get("mask"), process=process).item() * len(x)
     return total / len(x0)
 
 # %% ../nbs/32_execute.ipynb #4e1d0a72
@@ -290,7 +304,7 @@ def distance_to_dense(images:Tensor, # of the run
     )->dict: # dense_mse, dense_n
     "Mean squared distance to the dense model's images from the same noise."
     n = min(256, run.n_samples)
-    kept = runs_dir(run.scale)/run.teacher/f"first-{n}-s{run.seed}.safetensors"
+    kept = runs_dir(run.scale)/run.teacher/f"first-{n}-s{run.seed}{_how_guided(run)}.safetensors"
     dense = kept_tensor(kept, lambda: draw(load_start(run), run, n))
     return dict(dense_mse=paired_distance(images[:n], dense)["mse"], dense_n=n)
 
@@ -305,7 +319,7 @@ def execute_evaluation(run:Run, # what was done
     scores["fid_floor"] = floor(run)
     scores["metric_seed"] = scores.pop("seed")   # of KID's subsets; the run has a seed of its own
     if run.teacher: scores |= distance_to_dense(images, run)
-    macs = macs_summary(model, (1, *state_shape(run)))
+    macs = macs_summary(model, (1, *state_shape(run)), **told_samples(run, 1))
     by_time = loss_by_time(net, run)
     scores |= held_out(by_time, run)
     return images, scores, macs, by_time, dict(evaluate=time.perf_counter() - began, sample=drawn)
@@ -328,7 +342,8 @@ def throughput(run:Run, macs:dict, losses:list, seconds:dict)->dict: # all as in
     if not torch.cuda.is_available(): return found
     rate = gpu_tflops()
     forward = 2e9 * macs["attention"] / rate / 1e12   # share of the rate that one image a second takes
-    found |= dict(gpu_tflops=rate, sample_share=forward * run.sampler_steps * found["sample_images_s"])
+    asked = 2 if run.options.get("guidance") else 1   # guided, with the condition and without
+    found |= dict(gpu_tflops=rate, sample_share=forward * asked * run.sampler_steps * found["sample_images_s"])
     passes = 3 + bool(run.lambda_teacher)
     if losses: found["train_share"] = passes * forward * found["train_images_s"]
     return found

@@ -85,12 +85,13 @@ class Small:
     frame:int           # see `Autoencoder`
     steps:int           # of training, 64 images each
     sha:str = ""        # SHA-256 of the weights that the repository brings
+    colours:int = 1     # channels of an image
 
     def build(self):
         from diffusers import AutoencoderKL   # here, because importing it takes seconds
         n = len(self.widths)
-        return AutoencoderKL(in_channels=1, out_channels=1, latent_channels=self.latents, layers_per_block=1,
-                             block_out_channels=self.widths, norm_num_groups=8,
+        return AutoencoderKL(in_channels=self.colours, out_channels=self.colours, latent_channels=self.latents,
+                             layers_per_block=1, block_out_channels=self.widths, norm_num_groups=8,
                              down_block_types=("DownEncoderBlock2D",) * n, up_block_types=("UpDecoderBlock2D",) * n)
 
 SMALL = {row.name: row for row in (
@@ -98,6 +99,8 @@ SMALL = {row.name: row for row in (
           "8bdbb830f1a00a7127ef4de83eee56ec7319cdc9a8fbc3e353f832d475027fb7"),
     Small("fashion-latent", "fashion-mnist", (16, 32, 64), 4, 2, 2_500,
           "066aad41b01a33a43b60c1ce40925ce9595d3c88c572b42f198987ee2647c65e"),
+    Small("cifar10-latent", "cifar10", (16, 32, 32), 4, 0, 1_500,
+          "e8983fa02f431a47741e6bd22298294439c631287834c2dcee4bd335cb7a414f", colours=3),
 )}
 
 # %% ../nbs/23_latent.ipynb #23l0000a

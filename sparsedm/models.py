@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['PAPER_MACS', 'LIBRARIES', 'timestep_embedding', 'Attention', 'Mlp', 'Block', 'PatchEmbed', 'unpatchify', 'UViT',
            'UNet', 'build_from_config', 'build_model', 'library_class', 'config_of', 'draw_images', 'model_input',
-           'presets', 'load_official']
+           'presets']
 
 # %% ../nbs/21_models.ipynb #0e251c0c
-import importlib, math, pickle
+import importlib, math
 from functools import partial
 from inspect import signature
-from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
-from .checks import a_path, check, instance, whole_number
+from .checks import check, instance, whole_number
 from .declare import FAMILIES, PRESETS, Family
 
 # %% ../nbs/21_models.ipynb #760c036d
@@ -241,7 +240,8 @@ def _check_unet(c):
     if any(a and w % heads for w, a in zip(widths, c["attention"])):
         raise ValueError(f"channels with attention must be multiples of head_dim={heads}; got {widths}")
 
-def _diffusers_arguments(c):
+def diffusers_arguments(c:dict # config of a `UNet`
+    )->dict: # arguments of `UNet2DModel`
     "The DDPM of Ho et al. in diffusers' words."
     return dict(sample_size=c["img_size"], in_channels=c["in_chans"], out_channels=c["in_chans"],
         layers_per_block=c["layers"], block_out_channels=tuple(c["channels"]), norm_num_groups=c["norm_groups"],
@@ -269,7 +269,7 @@ class UNet(nn.Module):
         from diffusers import UNet2DModel
         _check_unet(config)
         self.config = config
-        self.unet = UNet2DModel(**_diffusers_arguments(config))
+        self.unet = UNet2DModel(**diffusers_arguments(config))
 
     def forward(self,
         x:Tensor, # (B, C, H, W) noisy images
@@ -315,6 +315,7 @@ _add_presets("unet", "img_size in_chans channels attention layers norm_groups", 
     #                    size chans channels                   attention        layers groups
     "ddpm-cifar10":     (32,  3,    (128, 256, 256, 256),      (0, 1, 0, 0),    2,     32),
     "ddpm-celeba64":    (64,  3,    (128, 256, 256, 256, 512), (0, 0, 1, 0, 0), 2,     32),
+    "ddpm-celebahq256": (256, 3,    (128, 128, 256, 256, 512, 512), (0, 0, 0, 0, 1, 0), 2, 32),
     "cifar-unet":       (32,  3,    (64, 128, 128),            (0, 1, 0),       2,     32),
     "fashion-unet":     (28,  1,    (16, 32, 32),              (0, 0, 1),       1,     8),
     "cifar-unet-small": (32,  3,    (32, 64, 128),             (0, 1, 0),       1,     8),
@@ -418,41 +419,3 @@ def presets()->pd.DataFrame: # index: preset; sizes, number of parameters, the p
     "All presets with their sizes, counted on models without memory (`meta`)."
     rows = {name: _row(name, config) for name, config in PRESETS.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("preset").astype({"paper_macs": float})
-
-# %% ../nbs/21_models.ipynb #40b38016
-def _read_state(path):
-    if not path.is_file(): raise FileNotFoundError(f"no checkpoint at {path}")
-    try: state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path} is damaged or not a plain state dict (it needs more than tensors)") from None
-    except (RuntimeError, EOFError, ValueError) as e:
-        why = (str(e) or type(e).__name__).splitlines()[0][:120]
-        raise ValueError(f"{path} is damaged or not a plain state dict ({why})") from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} is not a plain state dict of names and tensors")
-    return state
-
-def _misfits(want, have):
-    yield "missing", [k for k in want if k not in have]
-    yield "unexpected", [k for k in have if k not in want]
-    both = [k for k in want if k in have and want[k].shape != have[k].shape]
-    yield "of another shape", [f"{k} {tuple(have[k].shape)} for {tuple(want[k].shape)}" for k in both]
-    yield "not of real numbers", [f"{k} {v.dtype}" for k, v in have.items() if not v.is_floating_point()]
-
-def _first_three(names): return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")
-
-# %% ../nbs/21_models.ipynb #55372e74
-def load_official(path, # a .pth state dict of the U-ViT authors
-    preset:str, # the preset it belongs to
-    )->nn.Module: # on the CPU with those weights, in eval mode
-    "Load an official checkpoint, strictly and without unpickling code; an error names the file and what differs."
-    check(path=(path, a_path))
-    path = Path(path)
-    with torch.device("meta"): model = build_model(preset)  # no time spent on random weights
-    state, want = _read_state(path), model.state_dict()
-    wrong = [f"{len(names)} {what} ({_first_three(names)})" for what, names in _misfits(want, state) if names]
-    if wrong: raise ValueError(f"{path} is not a checkpoint of {preset}: {'; '.join(wrong)}")
-    model.to_empty(device="cpu").load_state_dict(state)
-    broken = [name for name, w in model.state_dict().items() if not w.isfinite().all()]
-    if broken: raise ValueError(f"{path}: NaN or infinite values in {_first_three(broken)}")
-    return model.eval()

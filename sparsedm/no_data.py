@@ -44,6 +44,7 @@ def mend(student:nn.Module, # sparse; trained in place
     lambda_teacher:float=1., # λ₁ of Eq. 11
     process="vp", # as of `own_samples`
     cond:dict=None, # as of `own_samples`
+    drop=None, # how often they are left out, see `guidance.Drop`; a model that is guided is mended there too
     seed:int=0, # order of samples, times and noise
     progress:bool=False, # show a bar
     )->nn.Module: # the average of the weights, sparse, in eval mode
@@ -55,7 +56,8 @@ def mend(student:nn.Module, # sparse; trained in place
     average = min(.98, 1 - 1 / steps)   # over as many steps as there are, and at most 50
     cfg = TrainConfig(steps, batch_size, lr, warmup=steps // 10, ema=average, cooldown=1., process=process, seed=seed)
     loss = transfer_loss(teacher, lambda_teacher, process=process)
-    return train(student, samples, cfg, loss_fn=loss, hooks=[_NoDropout()], cond=cond, progress=progress)[0]
+    return train(student, samples, cfg, loss_fn=loss, hooks=[_NoDropout()], cond=cond, drop=drop,
+                 progress=progress)[0]
 
 class _NoDropout:
     "The teacher has none, nor does it drop labels; a student that did would learn something else."

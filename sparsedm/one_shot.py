@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .checks import any_seed, check, finite_number, whole_number
+from .conditions import drop_of, told_rows
 from .data import Images, States, batch_states, load_images, to_float
 from .declare import CODECS, DATASETS, PREPARE
 from .diffusion import draw_times, predict, q_sample
@@ -57,15 +58,21 @@ def noisy_batches(images:Images|States, # calibration data
     encode:Callable=to_float, # uint8 images → states
     process="vp", # row of `diffusion.PROCESSES`
     batch:int=64, # at a time
-    ): # pairs of x_t (batch, …) and t (batch,)
-    "Noisy states, with one time in each of n equal parts of (0, 1)."
+    cond:dict=None, # further arguments of the model, each a tensor with a row for each image
+    drop=None, # how often they are left out, see `guidance.Drop`
+    ): # of x_t (batch, …), t (batch,) and a dict of conditions
+    "Noisy states, with one time in each of n equal parts of (0, 1), and what a model is told of them."
     check_images(images)
     if n < 1: raise ValueError(f"n must be at least 1 image; got {n}")
     g = torch.Generator().manual_seed(seed)
-    x0, _ = batch_states(images, torch.randint(len(images), (n,), generator=g), encode)
+    index = torch.randint(len(images), (n,), generator=g)
+    x0, _ = batch_states(images, index, encode)
+    told = {name: rows[index] for name, rows in (cond or {}).items()}
+    if drop: told = drop(told, seed)
     t = draw_times((torch.arange(n) + torch.rand(n, generator=g)) / n, process)
     x_t = q_sample(x0, t, torch.randn(x0.shape, generator=g), process)
-    return zip(x_t.to(device).split(batch), t.to(device).split(batch))
+    def part(rows): return x_t[rows].to(device), t[rows].to(device), {k: v[rows].to(device) for k, v in told.items()}
+    return map(part, torch.arange(n).split(batch))
 
 # %% ../nbs/04_one_shot.ipynb #52c6e1b8
 class _Moments:
@@ -107,11 +114,12 @@ def _second_moments(model, names, run):
     with _watched(model, names, lambda name: partial(seen.look, name)): run(model)
     return seen.mean()
 
-def _on_images(images, n, seed, encode=to_float, process="vp"):
+def _on_images(images, n, seed, encode=to_float, process="vp", **told):
     "Calls a model on noisy states."
     def run(model):
         device = next(model.parameters()).device
-        for x_t, t in noisy_batches(images, n, seed, device, encode, process): predict(model, x_t, t, None, process)
+        for x_t, t, cond in noisy_batches(images, n, seed, device, encode, process, **told):
+            predict(model, x_t, t, cond, process)
     return run
 
 def _on_calls(calls):
@@ -183,17 +191,18 @@ def one_shot_(model:nn.Module, # trained and dense; changed in place
     encode:Callable=to_float, # uint8 images → states
     process="vp", # that the model was trained with
     calibrate=None, # instead of images: (model) → None calls it, or a list of its arguments, as tuples or dicts
+    cond:dict=None, drop=None, # of `noisy_batches`: what a conditional model is told of the images
     **which # targets, exclude, filter_fn, as `sparsify_` takes them
     )->nn.Module: # the same model, sparse with fixed masks
     "Choose N:M masks without training."
-    _check_one_shot(method, images, damping, calibrate, seed, n)
+    _check_one_shot(method, images, damping, calibrate, seed, n, cond)
     make = partial(sparsify_, pattern=pattern, estimator="fixed", layers=layers, **which)
     choose, before = ONE_SHOT[method], sparse_layers(model)
     pruned = sparse_layers(make(copy.deepcopy(model)))   # errors come here, before anything changes
     patterns = {name: sparsity_of(layer).pattern for name, layer in pruned.items() if name not in before}
     if choose is None: return make(model)
     _check_own_weights(model, patterns, method)
-    if calibrate is None: calibrate = _on_images(images, n, seed, encode, process)
+    if calibrate is None: calibrate = _on_images(images, n, seed, encode, process, cond=cond, drop=drop)
     H = _second_moments(model, patterns, calibrate if callable(calibrate) else _on_calls(calibrate))
     masks = _write_weights_(model, {name: partial(_by_groups, choose, H[name], p, damping)
                                     for name, p in patterns.items()})
@@ -207,12 +216,16 @@ def _check_own_weights(model, names, method):
     if len(set(weights)) == len(weights): return
     raise ValueError(f"two layers share a weight, and {method} sees other inputs in each; untie them")
 
-def _check_one_shot(method, images, damping, calibrate, seed, n):
+def _check_one_shot(method, images, damping, calibrate, seed, n, cond):
     if method not in ONE_SHOT: raise ValueError(f"method must be one of {', '.join(ONE_SHOT)}; got {method!r}")
     if ONE_SHOT[method] and images is None and calibrate is None:
         raise ValueError(f"method {method!r} calibrates on images; pass images=load_images(…), or calibrate=")
     if images is not None and calibrate is not None: raise ValueError("either images or calibrate, not both")
     check(damping=(damping, finite_number(above=0)), seed=(seed, any_seed), n=(n, whole_number(1)))
+    for name, rows in (cond or {}).items():
+        if images is not None and len(rows) == len(images): continue
+        wanted = "no row, as no images are given" if images is None else f"a row for each of the {len(images)} images"
+        raise ValueError(f"cond[{name!r}] must have {wanted}; got {len(rows)}")
 
 # %% ../nbs/04_one_shot.ipynb #4e7c2b91
 def calibration(run # with `data` and `process`
@@ -223,7 +236,8 @@ def calibration(run # with `data` and `process`
 
 def _one_shot_for(method):
     def prepare(run, model):
-        return one_shot_(model, run.pattern, method, layers=run.layers, seed=run.seed, **calibration(run))
+        how = dict(layers=run.layers, seed=run.seed, cond=told_rows(run), drop=drop_of(run))
+        return one_shot_(model, run.pattern, method, **how, **calibration(run))
     return prepare
 
 for method in ONE_SHOT: PREPARE.add(_one_shot_for(method), method)

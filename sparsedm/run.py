@@ -11,6 +11,7 @@ import json, re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from .checks import Rule, boolean, check, finite_number, one_of, string, whole_number
+from .conditions import check_told
 from .declare import (DATASETS, EXTRACTORS, FAMILIES, HOOKS, METHODS, PREPARE, PRESETS, PROCESSES, SAMPLERS,
                               SCALES, SCHEDULES, TABLES, Registry)
 from .files import text_sha
@@ -92,9 +93,9 @@ class _How(_What):
     n_samples:int = 50_000      # images drawn for the metrics
     sampler:str = "dpm-solver"  # row of SAMPLERS
     sampler_steps:int = 50      # network evaluations per image, about
-    options:dict = field(default_factory=dict)   # of the method alone; "process", "loss" where they differ
+    options:dict = field(default_factory=dict)   # of the method alone; what it is told; "process", "loss" that differ
 
-NO_WEIGHTS = ("scale", "points", "extractor", "n_samples", "sampler", "sampler_steps")
+NO_WEIGHTS = ("scale", "points", "extractor", "n_samples", "sampler", "sampler_steps", "guidance")   # also in options
 ADDED = {"cooldown": 0., "options": {}}   # fields that came later
 _MADE = {}   # id → every run that this process has made
 
@@ -115,6 +116,8 @@ class Run(_How):
     "One experiment, completely: equal fields, equal result (on the same machine)."
     def __post_init__(self):
         check_fields(vars(self))
+        try: check_told(self.model, self.options)
+        except ValueError as e: raise ValueError(f"Run: {e}") from None
         _make_plain_(self)
         _MADE[self.id] = self
 
@@ -128,7 +131,8 @@ class Run(_How):
 
     @cached_property
     def weights_id(self)->str: # the name and a hash of the fields that determine the trained weights
-        return f"{self.name}-{_hashed(asdict(self), NO_WEIGHTS)}"
+        options = {k: v for k, v in self.options.items() if k not in NO_WEIGHTS}
+        return f"{self.name}-{_hashed(asdict(self) | dict(options=options), NO_WEIGHTS)}"
 
     @property
     def process(self)->str: # row of PROCESSES: that of its kind of network, or its own
@@ -145,7 +149,8 @@ class Run(_How):
 def _dense(scale, net, backbone, seed): # the dense run of a seed
     recipe = asdict(net.recipe)
     measure = {k: v for k, v in asdict(net.measure or scale.measure).items() if k != "points"}
-    return Run(scale.name, "dense", backbone, seed, net.data or scale.data, net.model, **recipe, **measure)
+    facts = dict(recipe, **measure, options=net.options)
+    return Run(scale.name, "dense", backbone, seed, net.data or scale.data, net.model, **facts)
 
 def _start_of(scale, seed): # the seed whose dense model this one starts from
     return scale.seeds[seed % scale.starts] if scale.starts else seed
@@ -173,7 +178,7 @@ def _from_dense(scale, net, method, dense, seed, pattern, changes):
     sparse = own.get("estimator") or own["one_shot"]
     recipe = {k: v for k, v in asdict(net.tune).items() if k != "steps"}
     steps = net.tune.steps if method.training == "tune" else 0
-    curve = method.curve and pattern == "2:4" and changes == dict(options=method.options)
+    curve = method.curve and pattern == "2:4" and changes == dict(options={**net.options, **method.options})
     points = (net.measure or scale.measure).points if curve else 0
     common = dict(method=method.name, seed=seed, start=dense.id, teacher=dense.id, steps=steps, points=points,
                   pattern=pattern if sparse else "", layers=net.layers)
@@ -194,7 +199,7 @@ def make_run(scale:str, # row of SCALES
     check_fields(dict(seed=seed, pattern=pattern, **changes))
     net = _net(where, backbone)
     dense = _dense(where, net, backbone, _start_of(where, seed))
-    changes["options"] = {**how.options, **changes.get("options", {})}
+    changes["options"] = {**net.options, **how.options, **changes.get("options", {})}
     alone = how.training in ("scratch", "sparse") or how.variant
     if alone: return _from_scratch(where, how, net, dense, seed, changes)
     return _from_dense(where, net, how, dense, seed, pattern, changes)

@@ -427,6 +427,7 @@ def _sparsify_for(run, model):
     return sparsify_(model, run.pattern, run.estimator, run.lambda_w, run.layers)
 
 PREPARE.add(_sparsify_for, "sparsify")
+PREPARE.add(lambda run, model: model, "as-it-is")   # sparse already: drawn from in another way
 
 # %% ../nbs/01_ste.ipynb #2f42e53d
 def layer_report(model:nn.Module # dense, sparsified or baked

@@ -24,6 +24,7 @@ from .checkpoints import describe, load_state, load_tensors, save_tensors, tenso
 from .data import Images, States, batch_indices, batch_states, fingerprint, random_flip, to_float
 from .declare import LOSSES
 from .diffusion import draw_times, noise_loss, process
+from .guidance import Drop
 from .layers import check_model
 from .ste import DECAYS, add_masked_decay_, dense_names, sparse_layers
 
@@ -79,6 +80,7 @@ def batch(data:Images|States, # what is learned from
     device="cpu",
     encode:Callable=to_float, # uint8 images → states
     cond:dict=None, # further arguments of the model, each a tensor with a row for each of `data`
+    drop:Drop=None, # how often a row of conditions is left out, see `20a_guidance`
     )->tuple: # x_0 (B, …), t (B,) times of the process, noise (B, …), keywords of the loss: mask (B, T), cond
     "What one step learns from."
     key = (cfg.seed << 40) + (step << 8)
@@ -91,7 +93,9 @@ def batch(data:Images|States, # what is learned from
     noise = torch.randn(x0.shape, generator=g, device=device)
     share = slice(rank, None, world)
     more = {} if mask is None else dict(mask=mask.to(device))
-    if cond: more["cond"] = {name: rows[index.to(rows.device)].to(device) for name, rows in cond.items()}
+    if cond:
+        told = {name: rows[index.to(rows.device)].to(device) for name, rows in cond.items()}
+        more["cond"] = drop(told, key + 2) if drop else told
     return x0[share], t[share], noise[share], _part_of(more, share)
 
 def _part_of(more, rows):
@@ -386,17 +390,20 @@ def train(model:nn.Module, # trained in place, sparse or not; any that `diffusio
     progress:bool=True, # show a bar with loss and images per second
     encode:Callable=to_float, # uint8 images → states
     cond:dict=None, # further arguments of the model, each a tensor with a row for each image
+    drop:Drop=None, # how often a row of conditions is left out, so that the model can be guided
     )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss; .attrs["seconds"] counts all parts)
     "Train or resume; on a CPU a resumed run ends bit for bit where an unbroken one ends."
     _check_asked(model, images, cfg, hooks, loss_fn, cond, save_every=save_every, log_every=log_every)
+    if drop: drop.check(model, cond)
     acc, folder = _checked_start(model, cfg, images, cond), Path(folder) if folder else None
     model, data = model.to(acc.device).train(), _near(images, acc.device)
     hooks, loss_fn = [MaskedDecay(cfg.decay), *hooks], loss_fn or partial(noise_loss, process=cfg.process)
-    now = _begin(model, images, cfg, hooks, folder, cond=cond, loss_fn=loss_fn, encode=encode)
+    dropped = drop and [drop.p, drop.null]
+    now = _begin(model, images, cfg, hooks, folder, cond=cond, loss_fn=loss_fn, encode=encode, drop=dropped)
     net, opt = acc.prepare(torch.compile(model) if cfg.compile else model, now.optimizer)
     micro, log = cfg.batch_size, _Log(now, cfg, acc, folder, progress)
     while now.step < cfg.steps:
-        drawn = batch(data, cfg, now.step, acc.process_index, acc.num_processes, acc.device, encode, cond)
+        drawn = batch(data, cfg, now.step, acc.process_index, acc.num_processes, acc.device, encode, cond, drop)
         loss, micro = _step(now, cfg, net, opt, drawn, loss_fn, micro, acc)
         log.add(loss)
         _after(now, log, save_every, log_every)

@@ -161,7 +161,7 @@ def fig3_runs(run):
 TABLE1 = ("dense", "half", "half-random", "asp", "asp-ft")
 
 def table(name, files, runs=None, **facts): TABLES.add(Table(name, files, runs, **facts))
-def has_half(scale): return "half" in scale.nets["uvit"].variants
+def has_half(scale): return "uvit" in scale.nets and "half" in scale.nets["uvit"].variants
 
 table("table1", "md csv png pdf", lambda run: [run(m) for m in TABLE1], when=has_half)
 table("table2", "md csv png pdf", lambda run: both(run, TABLE2))
