@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['is_root', 'find_root', 'root', 'records_dir', 'speed_dir', 'checkpoints_dir', 'runs_dir', 'figures_dir',
-           'notebooks_dir', 'cache_dir', 'data_dir', 'extractors_dir', 'codecs_dir', 'atomic_write', 'write_text',
-           'write_json', 'read_json', 'sweep', 'write_sealed', 'read_sealed', 'locked', 'file_sha', 'text_sha',
-           'remember', 'nothing_to_do', 'main']
+           'notebooks_dir', 'cache_dir', 'data_dir', 'extractors_dir', 'codecs_dir', 'shards_dir', 'atomic_write',
+           'write_text', 'write_json', 'read_json', 'sweep', 'write_sealed', 'read_sealed', 'locked', 'file_sha',
+           'text_sha', 'remember', 'nothing_to_do', 'main']
 
 # %% ../nbs/28_files.ipynb #820851b2
 import hashlib, json, os, platform, re, sys
@@ -63,6 +63,7 @@ def _brought(kind): # a folder of data/ of the root; without a checkout of the c
 
 def extractors_dir()->Path: return _brought("extractors")   # weights of our own feature extractors
 def codecs_dir()->Path: return _brought("codecs")           # weights of our own autoencoders
+def shards_dir()->Path: return _brought("shards")           # latents and features of data sets, see 24c_prepare
 
 # %% ../nbs/28_files.ipynb #3535990f
 _MACHINE = re.sub(r"\W", "", platform.node())[:20]   # a disk may be shared by several
