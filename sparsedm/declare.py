@@ -20,8 +20,10 @@ def load_papers():
     "Import every module of `sparsedm.papers`; what they declare is in the registries from then on."
     papers = find_spec("sparsedm.papers")
     if papers is None: return
-    for module in pkgutil.iter_modules(papers.submodule_search_locations):
-        importlib.import_module(f"sparsedm.papers.{module.name}")
+    for found in pkgutil.iter_modules(papers.submodule_search_locations):
+        try: importlib.import_module(f"sparsedm.papers.{found.name}")
+        except Exception as e:
+            raise ImportError(f"{found.module_finder.path}/{found.name}.py: {type(e).__name__}: {e}") from e
 
 # %% ../nbs/29_declare.ipynb #f0dc80cf
 _registries = []

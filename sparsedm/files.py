@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['is_root', 'find_root', 'root', 'records_dir', 'speed_dir', 'checkpoints_dir', 'runs_dir', 'figures_dir',
            'notebooks_dir', 'cache_dir', 'data_dir', 'extractors_dir', 'codecs_dir', 'atomic_write', 'write_text',
-           'write_json', 'read_json', 'sweep', 'write_sealed', 'read_sealed', 'locked', 'file_sha', 'text_sha',
-           'remember', 'nothing_to_do', 'main']
+           'write_json', 'check_writable', 'read_json', 'sweep', 'write_sealed', 'read_sealed', 'locked', 'file_sha',
+           'text_sha', 'remember', 'nothing_to_do', 'main']
 
 # %% ../nbs/28_files.ipynb #820851b2
 import hashlib, json, os, platform, re, sys
@@ -94,6 +94,13 @@ def write_json(path, # final name
     "Write a value as JSON, atomically."
     return write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
+def check_writable(*folders)->None: # made if they are not there
+    "`PermissionError` that names the first folder that nothing can be written to: before hours of work."
+    for folder in map(Path, folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK): raise PermissionError(f"{folder} cannot be written to")
+
+# %% ../nbs/28_files.ipynb #28json00
 _REMEDY = "delete it to have it made again"
 
 def _each_once(pairs): # of an object in JSON
@@ -154,6 +161,7 @@ def locked(path, # the lock's file; its folder is created
     "Hold a lock, waiting for it if need be."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path.parent)
     with open(path, "a", encoding="utf-8") as lock:
         if fcntl: _take(lock, waiting, wait)
         os.utime(path)   # when it was taken
