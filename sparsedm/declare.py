@@ -125,6 +125,9 @@ TRAINING = {
     "none":    "not at all",
 }
 
+def _is_look(v): return isinstance(v, tuple) and len(v) == 3 and isinstance(v[0], str)
+_LOOK = Rule("a tuple of hue, marker and line", _is_look)
+
 @dataclass(frozen=True)
 class Method:
     "A row of the tables."
@@ -141,7 +144,7 @@ class Method:
 
     def __post_init__(self):
         check(name=(self.name, plain_name), training=(self.training, one_of(TRAINING)),
-              hooks=(self.hooks, instance(tuple)))
+              hooks=(self.hooks, instance(tuple)), look=(self.look, _LOOK))
 
 METHODS = Registry("method", "Method", of_papers=True)
 

@@ -208,7 +208,8 @@ def nothing_to_do(scale:str # its name
     "Is a scale still as it was when everything was up to date?"
     try: kept = read_json(runs_dir(scale)/"up-to-date.json")
     except (OSError, ValueError): return ""
-    return kept["said"] if kept.get("state") == _state(scale) else ""
+    known = isinstance(kept, dict) and isinstance(kept.get("said"), str)
+    return kept["said"] if known and kept.get("state") == _state(scale) else ""
 
 # %% ../nbs/28_files.ipynb #52077c0d
 def main():

@@ -208,12 +208,24 @@ def frame(records:list # as `read_records` returns them
     return pd.DataFrame([_row(r) for r in records])
 
 # %% ../nbs/31_records.ipynb #67d42b18
+_KINDS = dict(device=str, backend=str, environment=dict, cells=list)
+
+def _read_timed(path, needed):
+    "A file of timings that has what is needed, of the right kinds."
+    record = read_json(path)
+    if not isinstance(record, dict): raise ValueError(f"{path}: not a group of values")
+    if missing := [k for k in needed if k not in record]: raise ValueError(f"{path}: missing {', '.join(missing)}")
+    wrong = [k for k in needed if not isinstance(record[k], _KINDS.get(k, object))]
+    if wrong: raise ValueError(f"{path}: {wrong[0]} must be a {_KINDS[wrong[0]].__name__}; got {record[wrong[0]]!r}")
+    if not all(isinstance(cell, dict) for cell in record["cells"]): raise ValueError(f"{path}: a cell has no names")
+    return record
+
 _TIMED = {"conv": ("dense_s", "sparse_s"), "grid": ("dense_s", "chosen_s"), "model": ("dense_s", "chosen_s")}
 
 def _check_cell(cell, path):
     "Refuse a timed cell of an unknown kind, or whose seconds are no numbers above 0."
     shown = dict(list(cell.items())[:4])
-    if cell.get("kind") not in _TIMED:
+    if cell.get("kind") not in list(_TIMED):
         raise ValueError(f"{path}: kind of the cell {shown} must be grid, model or conv")
     needed = list(_TIMED[cell["kind"]])
     ran = cell["kind"] != "conv" and cell.get("all_sparse_s") is not None   # None: the kernels failed
@@ -221,19 +233,18 @@ def _check_cell(cell, path):
     wrong = [k for k in needed if not (is_number(cell.get(k, "")) and (cell[k] or 0) > 0)]
     if wrong: raise ValueError(f"{path}: {', '.join(wrong)} of the cell {shown} must be a number above 0")
 
+# %% ../nbs/31_records.ipynb #31label0
 def _label(record, records):
     "The device, with its versions where it was timed more than once."
     if [r["device"] for r in records].count(record["device"]) == 1: return record["device"]
-    return f"{record['device']}, torch {record['environment']['torch']}, {record['backend']}"
+    return f"{record['device']}, torch {record['environment'].get('torch')}, {record['backend']}"
 
 def speed_records(folder="" # where they lie, from the root on; "": `files.speed_dir()`
     )->list: # one record per device: device, label, backend, environment, peak, cells; empty if none was timed
     "The timings that `runs/speed` wrote; `ValueError` names the file and what is missing or wrong in it."
     records = []
     for path in sorted((root()/folder if folder else speed_dir()).glob("*.json")):
-        record = read_json(path)
-        missing = [k for k in ("device", "backend", "environment", "peak", "cells") if k not in record]
-        if missing: raise ValueError(f"{path}: missing {', '.join(missing)}")
+        record = _read_timed(path, ("device", "backend", "environment", "peak", "cells"))
         for cell in record["cells"]: _check_cell(cell, path)
         records.append(record)
     for record in records: record["label"] = _label(record, records)
@@ -244,6 +255,9 @@ def _check_times(cell, path):
     "Refuse a timed cell of a CPU that lacks something, or whose seconds are no numbers above 0."
     missing = [k for k in ("kind", "threads", "of", "seconds") if k not in cell]
     if missing: raise ValueError(f"{path}: a cell is without {', '.join(missing)}")
+    for name in ("of", "seconds"):
+        if isinstance(cell[name], dict): continue
+        raise ValueError(f"{path}: {name} of a cell must be a dict; got {cell[name]!r}")
     for form, times in cell["seconds"].items():
         if isinstance(times, list) and len(times) == 3 and all(is_number(t) and t > 0 for t in times): continue
         raise ValueError(f"{path}: seconds of {form!r} must be three numbers above 0; got {times!r}")
@@ -253,12 +267,10 @@ def cpu_speed(folder="" # where they lie, from the root on; "": cpu/ in `files.s
     "The timings that `bench/cpu` wrote; `ValueError` names the file and what is missing or wrong in it."
     rows = []
     for path in sorted((root()/folder if folder else speed_dir()/"cpu").glob("*.json")):
-        record = read_json(path)
-        missing = [k for k in ("device", "environment", "cells") if k not in record]
-        if missing: raise ValueError(f"{path}: missing {', '.join(missing)}")
+        record = _read_timed(path, ("device", "environment", "cells"))
         for cell in record["cells"]:
             _check_times(cell, path)
-            facts = dict(device=record["device"], kind=cell["kind"], threads=cell["threads"], **cell["of"])
+            facts = {**cell["of"], "device": record["device"], "kind": cell["kind"], "threads": cell["threads"]}
             rows += [facts | dict(form=form, seconds=median, low=low, high=high)
                      for form, (median, low, high) in cell["seconds"].items()]
     return pd.DataFrame(rows, columns=None if rows else "device kind threads form seconds low high".split())
