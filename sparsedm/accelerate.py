@@ -18,6 +18,7 @@ import torch
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from tqdm.auto import tqdm
+from .checks import check, tensor
 from .cpu import check_kind
 from .cpu_layers import CpuBackend
 from .files import read_sealed, write_sealed
@@ -105,6 +106,7 @@ def _groups(w, m): return w.movedim(1, -1).reshape(-1, m).count_nonzero(1) if w.
 def pattern_of(w:Tensor # (out, in) or (out, in, *kernel)
     )->str: # such as "2:4", "90 % zeros", or "" of a dense weight
     "The pattern of the paper that a weight has, if nearly all of its groups are full."
+    check(w=(w, tensor))
     kept = w.count_nonzero().item() / max(w.numel(), 1)
     if kept == 1 or not w.numel(): return ""
     for pattern in reversed(PATTERNS[1:]):

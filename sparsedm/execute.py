@@ -11,11 +11,13 @@ __all__ = ['NOISE_SEEDS', 'NOTHING_SEEN', 'TIMES', 'HELD_OUT', 'device_name', 'l
 # %% ../nbs/32_execute.ipynb #fc5d6ffd
 import argparse, copy, math, os, statistics, time, traceback
 from contextlib import suppress
+from numbers import Real
 from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn, Tensor
 from .checkpoints import kept_tensor, save_model
+from .checks import Rule, check
 from .data import PIXELS, Images, States, batch_states, load_images, pictures
 from .declare import CODECS, DATASETS, HOOKS, LOSSES, METHODS, PREPARE, SCALES, Hook, load_papers
 from .diffusion import noise_loss, sample
@@ -353,12 +355,16 @@ def _record(run, progress, deadline):
 def _is_start(run): # of other runs
     return run.pretrained or any(run.id == r.start for r in runs_of(run.scale))
 
+def _is_time(v): return isinstance(v, Real) and not isinstance(v, bool) and not math.isnan(v)
+_A_TIME = Rule("a number, or infinite", _is_time)
+
 def do_run(run:Run, # what to do
     progress:bool=False, # show a bar for its training
     deadline:float=math.inf, # on the monotonic clock; its training stops there with `TimeIsUp`, to be resumed
     wait:bool=True, # False: `BlockingIOError` if another process is at it
     )->dict: # its record
     "Do a run, unless its record exists; an error is kept in `runs/<scale>/<id>/error.txt` and raised."
+    check(deadline=(deadline, _A_TIME))
     folder = run_folder(run)
     with locked(folder/".lock", wait=wait):
         model_gone = _is_start(run) and not model_path(run).is_file()

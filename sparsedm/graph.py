@@ -22,7 +22,7 @@ from .files import (cache_dir, check_writable, data_dir, figures_dir, locked, no
                             records_dir, root, runs_dir, sweep, text_sha, write_sealed, write_text)
 from .records import (frame, has_record, model_path, read_records, record_path, run_folder, why_missing,
                               without_record)
-from .run import Run, check_tables, find_run, runs_of, tables_of
+from .run import Run, check_tables, find_run, runs_of, several_runs, tables_of
 from .signals import MARK, end_all, terminable
 
 # %% ../nbs/33_graph.ipynb #3dfe0edc
@@ -272,6 +272,7 @@ def _announce(scale, todo, why, cores):
 
 def cost_of(runs:list, cores:int=2)->str: # in words
     "About how long it takes here to do the runs, judged by the records of their scale."
+    check(runs=(runs, several_runs), cores=(cores, whole_number(1)))
     seconds, units = 0., 0.
     for r in filter(has_record, runs_of(runs[0].scale)):
         took = read_records([r])[0]["seconds"]
@@ -344,6 +345,7 @@ def ensure(runs:list, # the runs whose records are needed
     build:bool=True, # False: only read, and name what is missing
     )->list: # their records
     "The records of `runs`; missing ones are made through the graph first."
+    check(runs=(runs, several_runs))
     missing = without_record(runs)
     if missing and build:
         cost = cost_of(missing, workers(runs[0].scale))

@@ -16,15 +16,22 @@ import pandas as pd
 import torch
 from torch import nn
 from .checkpoints import load_model
+from .checks import check
 from .declare import KEPT
 from .files import (checkpoints_dir, file_sha, read_json, read_sealed, records_dir, root, runs_dir, speed_dir,
                             write_sealed)
-from .run import ADDED, Run
+from .run import ADDED, Run, a_run, several_runs
 from .training import precision
 
 # %% ../nbs/31_records.ipynb #84e1d0ab
-def record_path(run:Run)->Path: return records_dir(run.scale)/f"{run.id}.json"
-def run_folder(run:Run)->Path: return runs_dir(run.scale)/run.id       # models and samples, git-ignored
+def record_path(run:Run)->Path:
+    check(run=(run, a_run))
+    return records_dir(run.scale)/f"{run.id}.json"
+
+def run_folder(run:Run)->Path: # models and samples, git-ignored
+    check(run=(run, a_run))
+    return runs_dir(run.scale)/run.id
+
 def kept_path(run:Run)->Path: # of a model that is trained from scratch
     return checkpoints_dir()/f"{run.data}-{run.weights_id}.safetensors"
 
@@ -36,6 +43,7 @@ def model_path(run:Run)->Path: # kept with the repository, or in runs/
 
 _BACK = "get it back with `git checkout -- data/checkpoints`, or take it out of `declare.KEPT` to train another"
 
+# %% ../nbs/31_records.ipynb #31load00
 def load_trained(run:Run)->nn.Module: # on the CPU, in eval mode
     "The trained model of a run; one that the repository brings has to be as it was brought."
     path = model_path(run)
@@ -117,6 +125,7 @@ def check_record(record:dict, # a record
     where="record" # its file, for the message
     ):
     "Refuse a record with missing, non-numeric or non-finite values, by name."
+    if not isinstance(record, dict): raise ValueError(f"{where}: not a group of values")
     parts = {k: record[k] for k in ("run", *REQUIRED) if k in record}
     if wrong := [k for k, v in parts.items() if not isinstance(v, dict)]:
         raise ValueError(f"{where}: not a group of values: {', '.join(wrong)}")
@@ -175,6 +184,7 @@ def read_record(run:Run)->dict:
 def read_records(runs:list # the runs wanted
     )->list: # their records, in the same order
     "Read and check records; missing ones are named, with why if that is known and the command that makes them."
+    check(runs=(runs, several_runs))
     if missing := without_record(runs):
         known = why_missing(missing[0])
         why = f" (it failed: {known.splitlines()[-1]})" if known else ""
