@@ -81,6 +81,7 @@ def _check_labels(y, n, classes):
 def to_float(images:Tensor # uint8, any shape
     )->Tensor: # same shape, float32 in [-1, 1]
     "0…255 to −1…1."
+    check(images=(images, tensor))
     if images.dtype != torch.uint8: raise TypeError(f"images: uint8 expected, got {images.dtype}")
     return images.float()/127.5 - 1
 

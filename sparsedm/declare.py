@@ -20,8 +20,10 @@ def load_papers():
     "Import every module of `sparsedm.papers`; what they declare is in the registries from then on."
     papers = find_spec("sparsedm.papers")
     if papers is None: return
-    for module in pkgutil.iter_modules(papers.submodule_search_locations):
-        importlib.import_module(f"sparsedm.papers.{module.name}")
+    for found in pkgutil.iter_modules(papers.submodule_search_locations):
+        try: importlib.import_module(f"sparsedm.papers.{found.name}")
+        except Exception as e:
+            raise ImportError(f"{found.module_finder.path}/{found.name}.py: {type(e).__name__}: {e}") from e
 
 # %% ../nbs/29_declare.ipynb #f0dc80cf
 _registries = []
@@ -123,6 +125,9 @@ TRAINING = {
     "none":    "not at all",
 }
 
+def _is_look(v): return isinstance(v, tuple) and len(v) == 3 and isinstance(v[0], str)
+_LOOK = Rule("a tuple of hue, marker and line", _is_look)
+
 @dataclass(frozen=True)
 class Method:
     "A row of the tables."
@@ -139,7 +144,7 @@ class Method:
 
     def __post_init__(self):
         check(name=(self.name, plain_name), training=(self.training, one_of(TRAINING)),
-              hooks=(self.hooks, instance(tuple)))
+              hooks=(self.hooks, instance(tuple)), look=(self.look, _LOOK))
 
 METHODS = Registry("method", "Method", of_papers=True)
 

@@ -67,6 +67,7 @@ def learning_rate(cfg:TrainConfig,
     step:int, # from 0
     )->float:
     "Linear warm-up, constant, and over the last `cooldown` of the steps linear to 0."
+    check(cfg=(cfg, instance(TrainConfig)), step=(step, whole_number()))
     up = (step + 1) / max(cfg.warmup, 1)
     down = (cfg.steps - step) / (cfg.cooldown * cfg.steps) if cfg.cooldown else 1.
     return cfg.lr * min(1., up, down)
