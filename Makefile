@@ -10,6 +10,7 @@ PYTHON ?= python3
 SCALE ?= demo s2s-demo
 VENV := .venv
 BIN := $(VENV)/bin
+export SCALE
 export CUDA_DEVICE_ORDER = PCI_BUS_ID
 export PYTHONHASHSEED = 0
 export TQDM_MININTERVAL = 5
@@ -19,8 +20,8 @@ MINUTES ?= 5
 .PHONY: reproduce test gpu-bench site site-check lab check readme lock clean
 
 reproduce: $(VENV)/ready
-	@for scale in $(SCALE); do \
-	  $(BIN)/python -m sparsedm.files $$scale || $(BIN)/python -m sparsedm.experiments $$scale || exit; \
+	@set -f -- $$SCALE; for scale in "$${@:-}"; do \
+	  $(BIN)/python -m sparsedm.files "$$scale" || $(BIN)/python -m sparsedm.experiments "$$scale" || exit; \
 	done
 
 test: $(VENV)/ready

@@ -3,10 +3,11 @@
 import shlex, sys
 from sparsedm.graph import read_job
 
-JOB = read_job(config)
+try: JOB = read_job(config)
+except (ValueError, OSError, ImportError) as e: sys.exit(f"sparsedm: {e}")   # Snakemake would show a traceback
 SCALE, BATCHES = JOB["scale"], JOB["batches"]
 EXECUTED = f"runs/{SCALE}/batches/{{name}}.ipynb"
-PYTHON = f"OMP_NUM_THREADS={{threads}} {shlex.quote(sys.executable)}"
+PYTHON = "OMP_NUM_THREADS={threads} " + shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")
 
 def executed(names): return [EXECUTED.format(name=name) for name in names]
 

@@ -75,6 +75,11 @@ def notebook(path):
 
 # ---- figures and ledgers
 
+def origin(path):
+    "The notebook that draws a file of figures/."
+    if path.stem in FIGURES: return FIGURES[path.stem]
+    sys.exit(f"{path} has no notebook in nbs/paper; delete it, or name it after the one that draws it")
+
 def alt_texts():
     "What the README says to its pictures, if it shows them."
     return {path: alt for alt, path in re.findall(r"!\[([^]]+)\]\((figures/[^)]+)\)", (ROOT/"README.md").read_text())}
@@ -84,8 +89,8 @@ def gallery(folder):
     "A page of all pictures of a scale, each with its notebook, table and data."
     lines, known = [f"# Figures at scale {folder.name}"], alt_texts()
     for png in sorted(folder.glob("*.png")):
-        title, summary = ABOUT[FIGURES[png.stem]]
-        path, own = png.relative_to(ROOT).as_posix(), FIGURES[png.stem].relative_to(ROOT).as_posix()
+        title, summary = ABOUT[origin(png)]
+        path, own = png.relative_to(ROOT).as_posix(), origin(png).relative_to(ROOT).as_posix()
         more = [f"[notebook](/{own})"]
         copy(path)
         if png.with_suffix(".md").exists(): more.append(f"[table]({png.stem}.md)")
@@ -101,7 +106,7 @@ def gallery(folder):
 
 def table(path):
     "A committed table under the title of its notebook."
-    own = FIGURES[path.stem]
+    own = origin(path)
     link = f"From [{own.stem}](/{own.relative_to(ROOT).as_posix()}), scale {path.parent.name}."
     write(path.relative_to(ROOT), f"# {ABOUT[own][0]} ({path.parent.name})\n\n{link}\n\n{path.read_text()}")
 
@@ -114,7 +119,7 @@ def ledger(path):
     claims = [SimpleNamespace(where=r["Where"], claim=r["Claim"], paper=r["Paper"]) for r in rows]
     shown = SimpleNamespace(claims=claims, data=ours, answers=answers, basis=lambda k: rows[k]["Tested on"],
                             why=lambda k: rows[k]["Why not, where known"])
-    own = FIGURES[path.stem]
+    own = origin(path)
     title, summary = ABOUT[own]
     note = path.read_text().rsplit("\n\n", 1)[-1].strip()
     link = f"From [{own.stem}](/{own.relative_to(ROOT).as_posix()}). A long answer unfolds."

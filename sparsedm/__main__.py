@@ -31,6 +31,7 @@ from .no_data import mend, own_samples
 from .one_shot import ONE_SHOT, one_shot_
 from .packing import save_packed
 from .share import denoiser_of, load_shared, local
+from .signals import while_read
 from .ste import bake_, sparse_layers, sparsity_report
 
 # %% ../nbs/51_command.ipynb #047ba390
@@ -253,7 +254,7 @@ def main(arguments=None # of the command line
     args.progress = sys.stderr.isatty()   # bars where somebody looks
     try:
         load_papers()
-        args.do(args)
+        with while_read(): args.do(args)
     except KeyboardInterrupt: return 130
     except (ValueError, TypeError, LookupError, OSError, ImportError, ArithmeticError, RuntimeError) as e:
         print(f"sparsedm {args.command}: {e}", file=sys.stderr)

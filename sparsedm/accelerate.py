@@ -18,9 +18,10 @@ import torch
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from tqdm.auto import tqdm
+from .checks import check, tensor
 from .cpu import check_kind
 from .cpu_layers import CpuBackend
-from .files import write_json
+from .files import read_sealed, write_sealed
 from .gpu import probe
 from .layers import weight_layers
 from .masking import PATTERNS, parse_pattern
@@ -105,6 +106,7 @@ def _groups(w, m): return w.movedim(1, -1).reshape(-1, m).count_nonzero(1) if w.
 def pattern_of(w:Tensor # (out, in) or (out, in, *kernel)
     )->str: # such as "2:4", "90 % zeros", or "" of a dense weight
     "The pattern of the paper that a weight has, if nearly all of its groups are full."
+    check(w=(w, tensor))
     kept = w.count_nonzero().item() / max(w.numel(), 1)
     if kept == 1 or not w.numel(): return ""
     for pattern in reversed(PATTERNS[1:]):
@@ -257,9 +259,9 @@ class Choice:
         return min(dense) / self.steps[self.chosen][0] if dense else math.nan
 
     def save(self, path):
-        "Write it as JSON, atomically."
+        "Write it as JSON with a checksum, atomically."
         layers = json.loads(self.layers.reset_index().to_json(orient="records"))
-        write_json(path, {**asdict(self), "layers": layers})
+        write_sealed(path, {**asdict(self), "layers": layers})
 
     @classmethod
     def load(cls, path):
@@ -268,11 +270,12 @@ class Choice:
 
 # %% ../nbs/14_accelerate.ipynb #820edef6
 _COLUMNS = {"pattern", "kept", "out", "in", "rows", "dense_s", "sparse_s", "plan", "why", "use_sparse"}
+_OF_A_CHOICE = ("backend", "machine", "layers", "steps", "chosen", "failed", "dtype")
 def _load_choice(cls, path):
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no saved choice at {path}")
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_sealed(path, _OF_A_CHOICE)
         where = facts["backend"], facts["machine"]
         layers = pd.DataFrame(facts["layers"]).set_index("layer")
         steps = {form: tuple(seconds) for form, seconds in facts["steps"].items()}

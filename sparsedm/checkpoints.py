@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from torch import nn, Tensor
-from .checks import a_path, check
+from .checks import a_path, check, instance
 from .declare import FAMILIES
 from .files import atomic_write
 from .models import LIBRARIES, build_from_config, config_of
@@ -42,6 +42,7 @@ def save_tensors(path, # .safetensors file to write
     meta:dict=None, # name → JSON-able value; a NaN or an infinity is refused
     )->Path: # the file written
     "Write tensors and facts about them, atomically."
+    check(tensors=(tensors, instance(dict)))
     if taken := set(OURS) & set(meta or {}): raise ValueError(f"metadata {taken.pop()!r} is written by save_tensors")
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     texts = {k: json.dumps(v, allow_nan=False) for k, v in (meta or {}).items()} | {"format": "sparsedm"}
@@ -117,6 +118,7 @@ def load_state(model:nn.Module, # changed in place
     path, # where it is from, for the message
     )->nn.Module: # the same model
     "Load strictly; the error names the file and the first names that differ."
+    check(model=(model, instance(nn.Module)), state=(state, instance(dict)))
     want, state = model.state_dict(), dense_names(state)
     wrong = sorted(set(want) ^ set(state)) + [k for k in want if k in state and want[k].shape != state[k].shape]
     if wrong:

@@ -13,6 +13,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .checks import check, whole_number
 from .cpu import NoKernels, c_library, check_kind
 from .cpu_linear import (BLOCK, DRIVER, FORWARD, GELU, MULTIPLY, PACKED, TILE, VECTORS, Packed, c_weight, call,
                                  check_product, check_weight, goes_through_pytorch, in_order, pack_rows,
@@ -128,6 +129,7 @@ def pack_conv(w:Tensor, # (out, in, kh, kw), finite
     dtype:torch.dtype=torch.float32, # of the values: float32 or bfloat16
     )->Packed: # of w.flatten(1), with its kernel
     "Compress the weight of a convolution; kernels of more than 256 entries are refused."
+    check(channels=(channels, whole_number()))
     check_weight(w, 4)
     if not w.numel(): raise ValueError(f"a weight must have numbers; got {tuple(w.shape)}")
     area, density = w[0, 0].numel(), (w != 0).double().mean().item()
@@ -136,6 +138,7 @@ def pack_conv(w:Tensor, # (out, in, kh, kw), finite
         raise ValueError(f"channels · kernel entries must be 1 … 256; got {channels or 1} · {area}")
     return replace(pack_rows(w.flatten(1), block, dtype), kernel=tuple(w.shape[2:]))
 
+# %% ../nbs/12b_cpu_conv.ipynb #12images
 def images_of(x:Tensor, p:Packed, stride:int, padding:int, lanes:int): # a struct
     "The shapes of a convolution, as the kernels take them."
     (N, C, H, W), (kh, kw) = x.shape, p.kernel

@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .checks import check, whole_number
 from .cpu import NoKernels, c_library, check_kind, check_memory
 
 # %% ../nbs/12a_cpu_linear.ipynb #c12b0007
@@ -181,6 +182,7 @@ def pack_rows(w:Tensor, # (out, in), finite
     dtype:torch.dtype=torch.float32, # of the values: float32 or bfloat16
     )->Packed: # `NoKernels` if this machine has none
     "Compress a weight: its nonzeros, with byte indices."
+    check(block=(block, whole_number()))
     check_weight(w, 2)
     block = block or best_block((w != 0).double().mean().item() if w.numel() else 0.)
     _check_form(block, dtype)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import nn, Tensor
 from . import cpu_conv, cpu_linear
+from .checks import check, instance
 from .cpu_conv import pack_conv, sparse_conv2d
 from .cpu_layers import same_padding, why_no_kernel
 from .cpu_linear import pack_rows, sparse_linear
@@ -145,6 +146,7 @@ def entries_(model:nn.Module, # dense, float32, on a CPU; changed in place
     masks:dict, # name of a weight → bool, as of `dynamic.draw_masks`
     )->nn.Module: # the same model
     "Give Linear and Conv2d layers only the weights of a topology."
+    check(model=(model, instance(nn.Module)), masks=(masks, instance(dict)))
     layers = dict(model.named_modules())
     users = Counter(id(p) for m in model.modules() for p in m._parameters.values())
     for name, mask in masks.items():
@@ -162,6 +164,7 @@ def entries_(model:nn.Module, # dense, float32, on a CPU; changed in place
 def plain_(model:nn.Module # with layers of entries; changed in place
     )->nn.Module: # the same model, dense layers with zeros
     "Back to ordinary layers, for evaluation, files, and `accelerate_`."
+    check(model=(model, instance(nn.Module)))
     for name, layer in list(model.named_modules()):
         if isinstance(layer, Entries): model.set_submodule(name, layer.plain())
     return model

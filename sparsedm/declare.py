@@ -21,8 +21,10 @@ def load_papers():
     "Import every module of `sparsedm.papers`; what they declare is in the registries from then on."
     papers = find_spec("sparsedm.papers")
     if papers is None: return
-    for module in pkgutil.iter_modules(papers.submodule_search_locations):
-        importlib.import_module(f"sparsedm.papers.{module.name}")
+    for found in pkgutil.iter_modules(papers.submodule_search_locations):
+        try: importlib.import_module(f"sparsedm.papers.{found.name}")
+        except Exception as e:
+            raise ImportError(f"{found.module_finder.path}/{found.name}.py: {type(e).__name__}: {e}") from e
 
 # %% ../nbs/29_declare.ipynb #f0dc80cf
 _registries = []
@@ -133,6 +135,9 @@ TRAINING = {
     "none":    "not at all",
 }
 
+def _is_look(v): return isinstance(v, tuple) and len(v) == 3 and isinstance(v[0], str)
+_LOOK = Rule("a tuple of hue, marker and line", _is_look)
+
 @dataclass(frozen=True)
 class Method:
     "A row of the tables."
@@ -149,7 +154,7 @@ class Method:
 
     def __post_init__(self):
         check(name=(self.name, plain_name), training=(self.training, one_of(TRAINING)),
-              hooks=(self.hooks, instance(tuple)))
+              hooks=(self.hooks, instance(tuple)), look=(self.look, _LOOK))
 
 METHODS = Registry("method", "Method", of_papers=True)
 
@@ -184,7 +189,7 @@ class Net:
     layers:str = "paper"         # which layers are made sparse, row of `ste.LAYERS`
     data:str = ""                # row of DATASETS; "": that of the scale
     measure:Measure = None       # how it is measured; None: as the scale says
-    options:dict = field(default_factory=dict)    # of all its runs, such as what it is told, see `24a_conditions`
+    options:dict = field(default_factory=dict)    # of all its runs, such as what it is told, see `24d_conditions`
 
 # %% ../nbs/29_declare.ipynb #29scale0
 def _are_seeds(v): return isinstance(v, tuple) and len(set(v)) == len(v) > 0 and all(map(whole_number().fine, v))

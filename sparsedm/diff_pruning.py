@@ -12,7 +12,7 @@ from functools import partial
 import pandas as pd
 import torch
 from torch import nn
-from .checks import check, finite_number, whole_number
+from .checks import any_seed, check, finite_number, instance, whole_number
 from .data import Images, States, batch_states, to_float
 from .declare import PREPARE
 from .diffusion import draw_times, noise_loss, predict
@@ -32,6 +32,7 @@ def taylor_(model:nn.Module, # its `.grad`s are replaced by the accumulated grad
     process="vp", # that the model was trained with
     )->pd.DataFrame: # a row per time: t, loss, used
     "Σ_t ∇L_t over the times that count (Diff-Pruning), left in `.grad`."
+    check(model=(model, instance(nn.Module)), seed=(seed, any_seed))
     _check_taylor(images, n, times, threshold)
     g, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
     x0, mask = batch_states(images, torch.randint(len(images), (n,), generator=g), encode)
@@ -212,6 +213,7 @@ PREPARE.add(_prepare, "diff-pruning")
 def half_size(config:dict # of a U-ViT
     )->dict: # of the paper's half-size U-ViT
     "Half the depth and half the heads, all else kept."
+    check(config=(config, instance(dict)))
     if config.get("kind") != "uvit":
         raise ValueError(f"half_size is defined for U-ViT; got kind {config.get('kind')!r}")
     depth, heads = config["depth"], config["num_heads"]

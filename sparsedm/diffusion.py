@@ -373,6 +373,7 @@ def predict(
     process:str|Process="vp", # row of PROCESSES, or a process
 )->Tensor: # (B, ...) noise, v or flow, whichever the process predicts
     "What `model` answers"
+    if not isinstance(x_t, Tensor): check(x_t=(x_t, tensor))
     if not callable(model): check(model=(model, a_function))
     # float32 whatever the model computes in: bfloat16 cannot tell 998 from 1000
     told = _process(process).model_time(_times(t, x_t).float())

@@ -61,6 +61,7 @@ def counts(shapes:dict, # name → shape of a weight
     topology:str="erk",
     )->dict: # name → how many of its weights are not zero
     "Whole numbers, exact in total; `ValueError` names a layer that would be left without any."
+    check(shapes=(shapes, instance(dict)))
     size = {k: math.prod(s) for k, s in shapes.items()}
     exact = {k: d * size[k] for k, d in densities(shapes, sparsity, topology).items()}
     kept = {k: math.floor(v + 1e-9) for k, v in exact.items()}

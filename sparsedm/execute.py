@@ -11,16 +11,18 @@ __all__ = ['NOISE_SEEDS', 'NOTHING_SEEN', 'TIMES', 'HELD_OUT', 'device_name', 'l
 # %% ../nbs/32_execute.ipynb #fc5d6ffd
 import argparse, copy, math, os, statistics, time, traceback
 from contextlib import suppress
+from numbers import Real
 from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn, Tensor
 from .checkpoints import kept_tensor, save_model
+from .checks import Rule, check
 from .conditions import drop_of, guided, told_rows, told_samples
 from .data import PIXELS, Images, States, batch_states, load_images, pictures
 from .declare import CODECS, DATASETS, HOOKS, LOSSES, METHODS, PREPARE, SCALES, Hook, load_papers
 from .diffusion import noise_loss, sample
-from .files import locked, read_sealed, runs_dir, text_sha, write_sealed, write_text
+from .files import check_writable, locked, read_sealed, runs_dir, text_sha, write_sealed, write_text
 from .accelerate import Replay
 from .gpu import cuda_times
 from .macs import macs_summary
@@ -89,6 +91,7 @@ def load_samples(run:Run # with a record
         raise FileNotFoundError(f"no samples at {path}; delete {record_path(run)} to run it again")
     return kept_tensor(path)
 
+# %% ../nbs/32_execute.ipynb #32encod0
 def _encoded(run, real, encode): # kept per scale, as it may take longer than a run
     looks = text_sha(str(encode(real.images[:16]).tolist()))   # another codec gets another file
     states = kept_tensor(runs_dir(run.scale)/f"{run.data}-{looks}.safetensors", lambda: encode(real.images))
@@ -106,7 +109,7 @@ def training_images(run:Run)->Images|States: # real ones, the dense model's samp
     "What a run learns from."
     real, encode = load_images(run.data), codec_of(run).encode
     if run.train_on == "data":
-        plain = isinstance(real, States) or encode is PIXELS.encode
+        plain = not isinstance(real, Images) or encode is PIXELS.encode
         return real if plain else _encoded(run, real, encode)
     if not (isinstance(real, Images) and encode is PIXELS.encode):
         raise ValueError(f"{run.id}: train_on={run.train_on!r} is for images as pixels; {run.data} has others")
@@ -368,9 +371,8 @@ def _record(run, progress, deadline):
 def _is_start(run): # of other runs
     return run.pretrained or any(run.id == r.start for r in runs_of(run.scale))
 
-def _check_writable(folder): # before hours of training
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK): raise PermissionError(f"{folder} cannot be written to")
+def _is_time(v): return isinstance(v, Real) and not isinstance(v, bool) and not math.isnan(v)
+_A_TIME = Rule("a number, or infinite", _is_time)
 
 def do_run(run:Run, # what to do
     progress:bool=False, # show a bar for its training
@@ -378,11 +380,12 @@ def do_run(run:Run, # what to do
     wait:bool=True, # False: `BlockingIOError` if another process is at it
     )->dict: # its record
     "Do a run, unless its record exists; an error is kept in `runs/<scale>/<id>/error.txt` and raised."
+    check(deadline=(deadline, _A_TIME))
     folder = run_folder(run)
     with locked(folder/".lock", wait=wait):
         model_gone = _is_start(run) and not model_path(run).is_file()
         if has_record(run) and not model_gone: return read_record(run)
-        _check_writable(record_path(run).parent)
+        check_writable(record_path(run).parent)
         try: _record(run, progress, deadline)
         except TimeIsUp: raise
         except Exception as e:
@@ -396,7 +399,8 @@ def do_run(run:Run, # what to do
 def main():
     how = "accelerate launch -m sparsedm.execute"
     parser = argparse.ArgumentParser(prog=how, description="Train one run, on all processes of the launch.")
-    load_papers()
+    try: load_papers()
+    except ImportError as e: parser.exit(1, f"sparsedm: {e}\n")
     parser.add_argument("scale", choices=list(SCALES))
     parser.add_argument("run", help="id or name of a run, such as dense-uvit-s0")
     given = parser.parse_args()

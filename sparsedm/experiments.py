@@ -19,12 +19,13 @@ from .checks import Rule, check, finite_number, instance
 from .data import load_images
 from .declare import SCALES, TABLES, load_papers
 from .execute import TimeIsUp, do_run, execute_training
-from .files import atomic_write, checkpoints_dir, figures_dir, records_dir, remember, root, runs_dir, sweep
+from .files import (atomic_write, check_writable, checkpoints_dir, figures_dir, records_dir, remember, root,
+                            runs_dir, sweep)
 from .graph import run_graph, to_do, untrained_starts
 from .ledger import ledger_counts
 from .records import has_record, kept_path, run_folder, why_missing, without_record
 from .run import Run, check_tables, runs_of, tables_of
-from .signals import exit_code, terminable
+from .signals import exit_code, terminable, while_read
 from .training import precision
 
 # %% ../nbs/36_experiments.ipynb #a2e19e01
@@ -77,6 +78,7 @@ def drive(scale:str, # row of SCALES
     check(names=(names, instance(tuple, list)), minutes=(minutes, _MINUTES))
     wanted, deadline, cost, failed = wanted_runs(scale, names), time.monotonic() + 60 * minutes, {}, []
     load_images(SCALES.named(scale).data)   # if they are missing, it is said once
+    check_writable(runs_dir(scale), records_dir(scale))
     sweep(runs_dir(scale), records_dir(scale), checkpoints_dir())
     todo = to_do(wanted)
     bar = tqdm(todo, desc=scale, unit="run")
@@ -144,23 +146,23 @@ def parser()->argparse.ArgumentParser:
     p.add_argument("--pretrain", action="store_true", help="instead, train the dense models that all start from")
     return p
 
-def _check(p, given):
-    "Options that do not go together, or make no sense."
+def _asked(p, arguments=None): # None: those of the command line
+    "What is asked for; options that do not go together, or make no sense, are refused."
+    given = p.parse_args(arguments)
     if given.minutes is not None and not 0 < given.minutes < math.inf:
         p.error(f"--minutes must be above 0; got {given.minutes}")
     if given.cores < 0: p.error(f"--cores must be 0 or more; got {given.cores}")
     other = given.minutes or given.only or given.dry_run or given.cores
     if given.pretrain and other: p.error("--pretrain goes with no other option")
     if given.minutes and (given.dry_run or given.cores): p.error("--minutes goes with --only alone")
+    return given
 
 # %% ../nbs/36_experiments.ipynb #fd74d4e8
 def main():
-    p = parser()
-    given = p.parse_args()
-    _check(p, given)
     try:
-        with terminable(): _work(given)
-    except (RuntimeError, FileNotFoundError, ValueError) as e: sys.exit(f"sparsedm: {e}")
+        given = _asked(parser())
+        with terminable(), while_read(): _work(given)
+    except (RuntimeError, OSError, ValueError, ImportError) as e: sys.exit(f"sparsedm: {e}")
     except KeyboardInterrupt as stopped:
         print("sparsedm: interrupted; start again to go on", file=sys.stderr)
         sys.exit(exit_code(stopped))

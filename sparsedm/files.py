@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['is_root', 'find_root', 'root', 'records_dir', 'speed_dir', 'checkpoints_dir', 'runs_dir', 'figures_dir',
-           'notebooks_dir', 'cache_dir', 'data_dir', 'extractors_dir', 'codecs_dir', 'atomic_write', 'write_text',
-           'write_json', 'read_json', 'sweep', 'write_sealed', 'read_sealed', 'locked', 'file_sha', 'text_sha',
-           'remember', 'nothing_to_do', 'main']
+           'notebooks_dir', 'cache_dir', 'data_dir', 'extractors_dir', 'codecs_dir', 'shards_dir', 'atomic_write',
+           'write_text', 'write_json', 'check_writable', 'read_json', 'sweep', 'write_sealed', 'read_sealed', 'locked',
+           'file_sha', 'text_sha', 'remember', 'nothing_to_do', 'main']
 
 # %% ../nbs/28_files.ipynb #820851b2
 import hashlib, json, os, platform, re, sys
@@ -63,6 +63,7 @@ def _brought(kind): # a folder of data/ of the root; without a checkout of the c
 
 def extractors_dir()->Path: return _brought("extractors")   # weights of our own feature extractors
 def codecs_dir()->Path: return _brought("codecs")           # weights of our own autoencoders
+def shards_dir()->Path: return _brought("shards")           # latents and features of data sets, see 24c_prepare
 
 # %% ../nbs/28_files.ipynb #3535990f
 _MACHINE = re.sub(r"\W", "", platform.node())[:20]   # a disk may be shared by several
@@ -94,6 +95,13 @@ def write_json(path, # final name
     "Write a value as JSON, atomically."
     return write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
+def check_writable(*folders)->None: # made if they are not there
+    "`PermissionError` that names the first folder that nothing can be written to: before hours of work."
+    for folder in map(Path, folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK): raise PermissionError(f"{folder} cannot be written to")
+
+# %% ../nbs/28_files.ipynb #28json00
 _REMEDY = "delete it to have it made again"
 
 def _each_once(pairs): # of an object in JSON
@@ -154,6 +162,7 @@ def locked(path, # the lock's file; its folder is created
     "Hold a lock, waiting for it if need be."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path.parent)
     with open(path, "a", encoding="utf-8") as lock:
         if fcntl: _take(lock, waiting, wait)
         os.utime(path)   # when it was taken
@@ -200,7 +209,8 @@ def nothing_to_do(scale:str # its name
     "Is a scale still as it was when everything was up to date?"
     try: kept = read_json(runs_dir(scale)/"up-to-date.json")
     except (OSError, ValueError): return ""
-    return kept["said"] if kept.get("state") == _state(scale) else ""
+    known = isinstance(kept, dict) and isinstance(kept.get("said"), str)
+    return kept["said"] if known and kept.get("state") == _state(scale) else ""
 
 # %% ../nbs/28_files.ipynb #52077c0d
 def main():

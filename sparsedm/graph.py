@@ -12,17 +12,17 @@ import argparse, contextlib, os, re, subprocess, sys, threading, time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
-from .checks import check, instance, whole_number
+from .checks import Rule, check, instance, whole_number
 from .declare import DATASETS, SCALES, TABLES
-from .files import (figures_dir, locked, notebooks_dir, read_sealed, records_dir, root, runs_dir, sweep,
-                            text_sha, write_sealed, write_text)
+from .files import (cache_dir, check_writable, data_dir, figures_dir, locked, notebooks_dir, read_sealed,
+                            records_dir, root, runs_dir, sweep, text_sha, write_sealed, write_text)
 from .records import (frame, has_record, model_path, read_records, record_path, run_folder, why_missing,
                               without_record)
-from .run import Run, check_tables, find_run, runs_of, tables_of
+from .run import Run, check_tables, find_run, runs_of, several_runs, tables_of
 from .signals import MARK, end_all, terminable
 
 # %% ../nbs/33_graph.ipynb #3dfe0edc
@@ -149,13 +149,17 @@ def _empty(kernels):
     client.execute(_AFRESH, silent=True, reply=True)
     client.stop_channels()
 
+def _as_it_is(path): # papermill fills in what is in braces
+    return str(path).replace("{", "{{").replace("}", "}}")
+
 def _papermill(table, scale, kernels):
     "Execute one notebook; its error, or None."
     import papermill
     from papermill.exceptions import PapermillExecutionError
     last, parameters = executed(scale, table), dict(scale=scale, build=False)
     unfinished = last.with_name(f".{last.name}")   # Snakemake and `why_draw` see a whole one or none
-    try: papermill.execute_notebook(source(table), unfinished, parameters, progress_bar=False, km=kernels)
+    asked = [_as_it_is(path) for path in (source(table), unfinished)]
+    try: papermill.execute_notebook(*asked, parameters, progress_bar=False, km=kernels)
     except PapermillExecutionError as e:
         os.replace(unfinished, last.with_suffix(".failed.ipynb"))
         return f"{e.ename}: {e.evalue}"
@@ -165,6 +169,9 @@ def _papermill(table, scale, kernels):
     return None
 
 # %% ../nbs/33_graph.ipynb #ac28cc8f
+def _short(): # a folder for sockets, whose paths have at most 100 letters; None: the usual one
+    return "/tmp" if len(gettempdir().encode()) > 70 else None
+
 def draw(scale:str, # row of SCALES
     names:list, # of tables
     )->dict: # name → error, of those that failed
@@ -172,7 +179,7 @@ def draw(scale:str, # row of SCALES
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.utils import run_sync
     failed = {}
-    with TemporaryDirectory() as folder:   # sockets are files: kernels that start at once can take each other's ports
+    with TemporaryDirectory(dir=_short()) as folder:   # sockets are files: kernels can take each other's ports
         kernels = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
         try:
             for name in names:
@@ -199,13 +206,26 @@ def _targets(scale, plan, drawing):
     batches = [f"runs/{scale}/batches/{b['name']}.ipynb" for b in plan]
     return batches + [f"runs/{scale}/drawn-{i}.txt" for i in range(len(drawing))]
 
+# %% ../nbs/33_graph.ipynb #33snake0
 def _snakemake(cores, job, targets, lock, mark):
     "The process; it inherits the lock, which stays held as long as jobs may be running, and a mark."
     rules = ["--rerun-incomplete", "--keep-going", "--rerun-triggers", "mtime", "--nolock", "--quiet", "rules"]
     which = ["--config", f"job={job.relative_to(root())}", "--", *targets]
     command = [sys.executable, "-m", "snakemake", "--cores", str(cores), *rules, *which]
-    return subprocess.Popen(command, cwd=root(), pass_fds=[lock.fileno()], text=True, env={**os.environ, MARK: mark},
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    settings = dict(cwd=root(), pass_fds=[lock.fileno()], env=_environment(mark), encoding="utf-8", errors="replace")
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings)
+
+def _environment(mark): # places as they are from here, as jobs work in the root; texts are UTF-8 in every locale
+    places = dict(SPARSEDM_ROOT=root(), SPARSEDM_DATA=data_dir().absolute(), XDG_CACHE_HOME=_usable_cache())
+    return {**os.environ, **{name: str(path) for name, path in places.items()}, "PYTHONUTF8": "1", MARK: mark}
+
+def _usable_cache(): # the user's, or one in runs/: Snakemake insists on one
+    try:
+        home = cache_dir().absolute().parent
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK): return home
+    except (OSError, RuntimeError): pass   # RuntimeError: nobody's home
+    return runs_dir()/".cache"
 
 # %% ../nbs/33_graph.ipynb #7bcad1c6
 _CHATTER = re.compile(r"\s*$|\[\w{3} \w{3}|Finished job|Select jobs|Execute \d|Trying to restart|Elapsed time|"
@@ -252,6 +272,7 @@ def _announce(scale, todo, why, cores):
 
 def cost_of(runs:list, cores:int=2)->str: # in words
     "About how long it takes here to do the runs, judged by the records of their scale."
+    check(runs=(runs, several_runs), cores=(cores, whole_number(1)))
     seconds, units = 0., 0.
     for r in filter(has_record, runs_of(runs[0].scale)):
         took = read_records([r])[0]["seconds"]
@@ -299,6 +320,7 @@ def _wanted(scale, names):
 
 def _do(scale, todo, why, cores, lock):
     "Plan, run Snakemake and follow it."
+    check_writable(records_dir(scale), figures_dir(scale), runs_dir(scale), root()/".snakemake")
     plan, drawing = make_plan(todo, cores), _dealt(why, cores)
     job = write_sealed(runs_dir(scale)/"job.json", dict(scale=scale, batches=plan, drawing=drawing))
     targets = _targets(scale, plan, drawing)
@@ -323,6 +345,7 @@ def ensure(runs:list, # the runs whose records are needed
     build:bool=True, # False: only read, and name what is missing
     )->list: # their records
     "The records of `runs`; missing ones are made through the graph first."
+    check(runs=(runs, several_runs))
     missing = without_record(runs)
     if missing and build:
         cost = cost_of(missing, workers(runs[0].scale))
@@ -359,9 +382,19 @@ def gather(scale:str, # row of SCALES
 def read_job(config:dict # Snakemake's
     )->dict: # scale, job (its file), batches by name, drawing
     "What Snakemake has to do."
-    if "job" in config: job, path = read_sealed(root()/config["job"]), config["job"]
+    if "job" in config: job, path = _job_at(config["job"]), config["job"]
     else: job, path = _whole_job(config.get("scale", "demo"))
     return dict(job, job=path, batches={b["name"]: b for b in job["batches"]})
+
+def _job_at(path):
+    check(job=(path, _A_JOB))
+    job = read_sealed(root()/path)
+    if missing := {"scale", "batches", "drawing"} - job.keys():
+        raise ValueError(f"{path} is no job: it has no {', '.join(sorted(missing))}")
+    return job
+
+def _is_in_runs(v): return (root()/v).is_file() and (root()/v).resolve().is_relative_to(runs_dir().resolve())
+_A_JOB = Rule("a file in runs/, from the root on", _is_in_runs)
 
 def _whole_job(scale):
     "All that is missing of a scale, as a file."
@@ -378,7 +411,7 @@ def main():
     parser.add_argument("job", help="a file in runs/<scale>")
     parser.add_argument("share", type=int, help="which share of its tables")
     given = parser.parse_args()
-    job = read_sealed(root()/given.job)
+    job = _job_at(given.job)
     failed = draw(job["scale"], job["drawing"][given.share])
     write_text(runs_dir(job["scale"])/f"drawn-{given.share}.txt", "\n".join(job["drawing"][given.share]) + "\n")
     if failed: sys.exit("\n".join(f"{name}: {error}" for name, error in failed.items()))

@@ -9,7 +9,7 @@ __all__ = ['null_of', 'Guided', 'Drop']
 from collections.abc import Callable
 from dataclasses import dataclass
 import torch
-from torch import nn, Tensor
+from torch import nn
 from .checks import a_function, check, finite_number, instance
 from .diffusion import answer_of, ask
 from .models import model_input

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open, SafetensorError
 from torch import nn, Tensor
-from .checks import a_path, check
+from .checks import a_path, check, tensor
 from .layers import named_layers, weight_layers
 from .masking import nm_weight, why_dense
 from .ste import NMSparse, check_baked, check_dense, check_weights, make_sparse_, note_, sparsity_config
@@ -82,6 +82,7 @@ def _checked(layer, name, group, baked):
 def zeros_pattern(w:Tensor # (out, in) or (out, in, *kernel)
     )->str: # the sparsest N:M that its zeros fit, M = 4, 8, 16 or 32; "" if none, or if all are zero
     "The pattern behind the zeros of a weight."
+    check(w=(w, tensor))
     rows, found = w.detach().movedim(1, -1), []
     for m in (4, 8, 16, 32):
         if w.shape[1] % m: continue

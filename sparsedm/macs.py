@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 import pandas as pd, torch
 from torch import nn, Tensor
+from .checks import a_shape, check
 from .layers import LAYERS, weight_layers
 from .masking import parse_pattern, why_dense
 from .ste import dense_weight, sparse_layers, sparsity_of
@@ -167,6 +168,7 @@ def count_macs(
     **inputs, # further inputs of the model, such as y= or context=
     )->pd.DataFrame: # a row per layer: dense `macs` and `elementwise`, `attention`, and the `paper` and `code` rules
     "Multiply-accumulates of one forward pass, layer by layer."
+    check(x_shape=(x_shape, a_shape))
     if pattern is not None: parse_pattern(pattern)
     patterns = _sparse_patterns(model, pattern, sparse)
     seen = _output_shapes(model, x_shape, inputs)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
-from .checks import check, instance, whole_number
+from .checks import any_seed, check, instance, usable_device, whole_number
 from .declare import FAMILIES, PRESETS, Family
 
 # %% ../nbs/21_models.ipynb #760c036d
@@ -397,6 +397,8 @@ def model_input(config:dict, # a model's `.config`, or a preset's: `PRESETS["dig
     seed:int=0, # of what is drawn
     )->tuple: # x (B, …), t (B,), and a dict of conditions
     "Random input that fits: `model(x, t, **cond)`. A family whose states are no images has its own `draw_input`."
+    check(config=(config, instance(dict)), batch=(batch, whole_number(1)), device=(device, usable_device),
+          seed=(seed, any_seed))
     build = FAMILIES.named(config.get("kind")).build
     arguments = {k: p.default for k, p in signature(build).parameters.items()} | config
     draw = getattr(build, "draw_input", None)

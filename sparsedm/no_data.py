@@ -49,6 +49,7 @@ def mend(student:nn.Module, # sparse; trained in place
     progress:bool=False, # show a bar
     )->nn.Module: # the average of the weights, sparse, in eval mode
     "A short knowledge transfer."
+    check(batch_size=(batch_size, whole_number(1)))
     if not sparse_layers(student): raise ValueError("the student has no sparse layers; see one_shot_, sparsify_")
     check_images(samples)
     check(steps=(steps, whole_number(1)), seed=(seed, any_seed))

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'FromOne', 'Official', 'on_hub', 'shapes_of', 'official', 'differences', 'fitting', 'looks_like',
-           'preset_for']
+           'preset_for', 'load_official']
 
 # %% ../nbs/21a_official.ipynb #21a00003
-import math, pickle, zipfile
+import math, pickle
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn, Tensor
-from .checks import a_path, boolean, check, optional, string
+from .checks import a_path, check, optional, string
 from .declare import PRESETS, PROCESSES
 from .diffusion import Steps, scaled_linear_betas
 from .files import data_dir
@@ -48,13 +48,16 @@ OFFICIAL = {row.name: row for row in (
     Official("celeba64_uvit_small.pth", "uvit-s-celeba64", "13YpbRtlqF1HDBNLNRlKxLTbKbKeLE06C", "vp", 2.87),
     Official("imagenet64_uvit_mid.pth", "uvit-m-imagenet64", "1igVgRY7-A0ZV3XqdNcMGOnIGOxKr9azv", "vp", 5.85),
     Official("imagenet64_uvit_large.pth", "uvit-l-imagenet64", "19rmun-T7RwkNC1feEPWinIo-1JynpW7J", "vp", 4.26),
-    Official("imagenet256_uvit_large.pth", "uvit-l-imagenet256", "1w7T1hiwKODgkYyMH9Nc9JNUThbxFZgs3", "vp", 3.40, .4, .15, _SD),
+    Official("imagenet256_uvit_large.pth", "uvit-l-imagenet256", "1w7T1hiwKODgkYyMH9Nc9JNUThbxFZgs3", "vp",
+             3.40, .4, .15, _SD),
     Official("imagenet256_uvit_huge.pth", "uvit-h-imagenet256", "13StUdrjaaSXjfqqF7M47BzPyhMAArQ4u", "uvit-discrete",
              2.29, .4, .15, _SD),
-    Official("imagenet512_uvit_large.pth", "uvit-l-imagenet512", "1mkj4aN2utHMBTWQX9l1nYue9vleL7ZSB", "vp", 4.67, .7, .15, _SD),
+    Official("imagenet512_uvit_large.pth", "uvit-l-imagenet512", "1mkj4aN2utHMBTWQX9l1nYue9vleL7ZSB", "vp",
+             4.67, .7, .15, _SD),
     Official("imagenet512_uvit_huge.pth", "uvit-h-imagenet512", "1uegr2o7cuKXtf2akWGAN2Vnlrtw5YKQq", "uvit-discrete",
              4.05, .7, .15, _SD),
-    Official("mscoco_uvit_small.pth", "uvit-s-coco", "15JsZWRz2byYNU6K093et5e5Xqd4uwA8S", "uvit-discrete", 5.95, 1., .1, .2301),
+    Official("mscoco_uvit_small.pth", "uvit-s-coco", "15JsZWRz2byYNU6K093et5e5Xqd4uwA8S", "uvit-discrete",
+             5.95, 1., .1, .2301),
     Official("mscoco_uvit_small_deep.pth", "uvit-s-deep-coco", "1gHRy8sn039Wy-iFL21wH8TiheHK8Ky71", "uvit-discrete",
              5.48, 1., .1, .2301),
     Official("google/ddpm-cifar10-32", "ddpm-cifar10", "huggingface.co/google/ddpm-cifar10-32", "linear", 3.17),
@@ -72,7 +75,8 @@ def shapes_of(preset:str # row of PRESETS
 
 def official()->pd.DataFrame: # a row for each of OFFICIAL
     "All that is known by name."
-    rows = [vars(row) | dict(parameters=sum(map(math.prod, shapes_of(row.preset).values()))) for row in OFFICIAL.values()]
+    def size(row): return sum(map(math.prod, shapes_of(row.preset).values()))
+    rows = [vars(row) | dict(parameters=size(row)) for row in OFFICIAL.values()]
     return pd.DataFrame(rows).set_index("name")
 
 # %% ../nbs/21a_official.ipynb #21a0000b
@@ -107,9 +111,10 @@ def looks_like(shapes:dict # name → shape, of a file
     _, channels, patch, *_ = (*shapes.get("patch_embed.proj.weight", ()), "?", "?", "?")[:4]
     told = [f"{shapes['label_emb.weight'][0]} labels"] if "label_emb.weight" in shapes else []
     if "context_embed.weight" in shapes: told.append(f"texts of width {shapes['context_embed.weight'][1]}")
-    facts = [f"width {width}", f"{blocks} blocks", f"{tokens} tokens", f"{channels} channels", f"patches of {patch}", *told]
-    return f"a U-ViT with {', '.join(facts)}"
+    sizes = [f"width {width}", f"{blocks} blocks", f"{tokens} tokens", f"{channels} channels", f"patches of {patch}"]
+    return f"a U-ViT with {', '.join(sizes + told)}"
 
+# %% ../nbs/21a_official.ipynb #21a0001a
 def _nearest(shapes): # the preset with the most equal tensors
     def equal(preset): return sum(shapes.get(k) == v for k, v in shapes_of(preset).items())
     return max((name for name, config in PRESETS.items() if config.get("kind") == "uvit"), key=equal)
@@ -125,6 +130,78 @@ def preset_for(shapes:dict, # name → shape, of a file
         fits = f"it fits {' and '.join(found)}" if found else "no preset fits"
         raise ValueError(f"{path} is not a checkpoint of {preset}: {differences(preset, shapes)}; {fits}. {what}")
     if len(found) == 1: return found[0]
-    if found: raise ValueError(f"{path} fits {' and '.join(found)}, which differ in what shapes do not tell: name one as preset")
+    if found:
+        alike = f"{path} fits {' and '.join(found)}, which differ in what shapes do not tell"
+        raise ValueError(f"{alike}: name one as preset")
     near = _nearest(shapes)
     raise ValueError(f"{path} fits no preset; the nearest, {near}: {differences(near, shapes)}. {what}")
+
+# %% ../nbs/21a_official.ipynb #21a00010
+_OTHERS = {b"version https://git-lfs": "a pointer of git LFS, not the file: `git lfs pull` brings it",
+           b"<!doctype html": "a web page, not the file; Google Drive asks before it sends large files",
+           b"<html": "a web page, not the file; Google Drive asks before it sends large files"}
+
+def _read_state(path):
+    if not path.is_file(): raise FileNotFoundError(f"no checkpoint at {path}")
+    with open(path, "rb") as file: first = file.read(64).lower()
+    for start, what in _OTHERS.items():
+        if first.startswith(start): raise ValueError(f"{path} is {what}")
+    try: state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path} is damaged or not a plain state dict (it needs more than tensors)") from None
+    except (RuntimeError, EOFError, ValueError) as e:
+        why = (str(e) or type(e).__name__).splitlines()[0][:120]
+        raise ValueError(f"{path} is damaged or not a plain state dict ({why})") from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} is not a plain state dict of names and tensors")
+    return state
+
+# %% ../nbs/21a_official.ipynb #21a00011
+def _from_file(path, preset):
+    state = _read_state(path)
+    preset = preset_for({k: tuple(v.shape) for k, v in state.items()}, preset, path)
+    strange = [f"{k} {v.dtype}" for k, v in state.items() if not v.is_floating_point()]
+    if strange: raise ValueError(f"{path}: {len(strange)} not of real numbers ({_first_three(strange)})")
+    with torch.device("meta"): model = build_model(preset)   # no time spent on random weights
+    model.to_empty(device="cpu").load_state_dict(state)
+    broken = [name for name, w in model.state_dict().items() if not w.isfinite().all()]
+    if broken: raise ValueError(f"{path}: NaN or infinite values in {_first_three(broken)}")
+    return model.eval()
+
+def _is_like(theirs, preset): # of diffusers' config and a row of PRESETS
+    wanted = diffusers_arguments(PRESETS[preset])
+    plain = lambda v: list(v) if isinstance(v, (list, tuple)) else v
+    return all(plain(theirs.get(k)) == plain(v) for k, v in wanted.items())
+
+def _from_diffusers(where, preset):
+    "Weights of a `UNet2DModel`, from a folder or the Hub."
+    from diffusers import UNet2DModel
+    try: theirs = UNet2DModel.from_pretrained(where)
+    except (OSError, ValueError) as e:
+        raise FileNotFoundError(f"{where}: {e}. Where there is a network: hf download {where}") from None
+    fits = [name for name, config in PRESETS.items() if config.get("kind") == "unet" and _is_like(theirs.config, name)]
+    if not fits or preset not in (None, *fits):
+        wanted = preset or "any preset"
+        raise ValueError(f"{where} is not a checkpoint of {wanted}; it fits {' and '.join(fits) or 'none'}")
+    model = build_model(preset or fits[0])
+    model.unet.load_state_dict(theirs.state_dict())
+    return model.eval()
+
+# %% ../nbs/21a_official.ipynb #21a00012
+def load_official(name, # one of OFFICIAL, or the path of a U-ViT's file or of a folder of diffusers
+    preset:str|None=None, # row of PRESETS that it is expected to be; None: told by shapes
+    )->nn.Module: # on the CPU, in eval mode
+    "Load a published network, strictly and without unpickling code; an error names the file and what differs."
+    check(name=(name, a_path), preset=(preset, optional(string)))
+    if preset is not None: PRESETS.named(preset)
+    row = OFFICIAL.get(str(name))
+    if row and preset not in (None, row.preset):
+        raise ValueError(f"{name} is a checkpoint of {row.preset}, not of {preset}")
+    if row and on_hub(row): return _from_diffusers(row.name, row.preset)
+    path = data_dir()/"official"/row.name if row else Path(name).expanduser()
+    if path.is_dir(): return _from_diffusers(path, preset)
+    if row and not path.is_file():
+        raise FileNotFoundError(f"no {path}: get it from https://drive.google.com/uc?id={row.where}")
+    if not path.is_file() and "/" not in str(name):
+        raise FileNotFoundError(f"no checkpoint at {path}; known by name are {', '.join(OFFICIAL)}")
+    return _from_file(path, row.preset if row else preset)

@@ -360,6 +360,7 @@ def permute_channels_(model:nn.Module, # of a kind in CHANNELS, dense; changed i
     rounds:int=128, # of the search, at most
     )->pd.DataFrame: # a row per permuted input: share of the magnitude that a 2:4 mask keeps, before and after
     "Reorder channels so that 2:4 by magnitude keeps more; the model computes the same function (to rounding)."
+    check(rounds=(rounds, whole_number(1)))
     kind = getattr(model, "config", {}).get("kind")
     if kind not in CHANNELS:
         known = " and ".join(CHANNELS)

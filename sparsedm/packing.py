@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from .checkpoints import load_tensors, rebuild, save_tensors
-from .checks import check, floats
+from .checks import check, floats, tensor
 from .declare import FAMILIES
 from .layers import weight_layers
 from .masking import parse_pattern
@@ -39,6 +39,7 @@ def _rows(w): return w.movedim(1, -1)   # (out, in, *kernel) → groups along th
 def why_not_24(w:Tensor, # (out, in) or (out, in, *kernel) weight
     )->str|None: # the reason, or None if it is 2:4
     "Why a weight is not 2:4: its shape, or its first group of four with more than two nonzeros."
+    check(w=(w, tensor))
     if w.dim() < 2: return f"it has {w.dim()} dimensions"
     if w.shape[1] % 4: return f"input dimension {w.shape[1]} is not a multiple of 4"
     full = (_rows(w) != 0).unflatten(-1, (-1, 4)).sum(-1) > 2
@@ -78,6 +79,7 @@ def pack(w:Tensor, # (out, in) or (out, in, *kernel), 2:4 along `in`, finite
 
 def _check_pair(values, indices):
     "Refuse values and indices that cannot be of one weight."
+    check(values=(values, tensor), indices=(indices, tensor))
     if indices.dtype != torch.uint8: raise ValueError(f"indices must be uint8; got {indices.dtype}")
     want, have = (*values.shape[:-1], (values.shape[-1] // 2 + 1) // 2), tuple(indices.shape)
     if values.shape[-1] % 2 or have != want:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
-from .checks import check, finite_number, whole_number
+from .checks import Rule, check, finite_number, whole_number
 
 # %% ../nbs/31a_pairs.ipynb #1d2381cf
 LEVEL = .9    # of intervals: one error in twenty on either side
@@ -56,8 +56,12 @@ def sign_flip(x:Sequence # effects by pair
     means = np.abs(signs @ x)
     return float((means >= abs(x.sum()) * (1 - 1e-9)).mean())
 
+def _are_numbers(v): return np.asarray(v, dtype=float).ndim == 1
+_NUMBERS = Rule("a list or series of numbers", _are_numbers)
+
 def effect(x:pd.Series # effects by pair, such as `log_ratios`
     )->Effect:
+    check(x=(x, _NUMBERS))
     n, mean = len(x), float(np.mean(x))
     if n < 2: return Effect(n, mean, math.nan, 1., 1.)
     sd = float(np.std(x, ddof=1))
@@ -88,11 +92,13 @@ def detectable(sd:float, # of a pair's effect
         low, high = (low, middle) if power(middle, 1., n, level) >= POWER else (middle, high)
     return high * sd
 
+# %% ../nbs/31a_pairs.ipynb #31need00
 def pairs_needed(true:float, # the effect to be found
     sd:float, # of a pair's effect
     most:int=1000, # the answer is at most this
     )->int:
     "The pairs that find an effect with POWER."
+    check(true=(true, finite_number()), sd=(sd, finite_number()), most=(most, whole_number(1)))
     if not (true and sd > 0): raise ValueError(f"an effect other than 0 and a spread are needed; got {true} and {sd}")
     return next((n for n in range(2, most) if power(true, sd, n) >= POWER), most)
 
@@ -105,6 +111,7 @@ VERDICTS = {   # their colours in tables
 
 def holm(p:Sequence)->list: # in the same order
     "p values adjusted for their number."
+    check(p=(p, _NUMBERS))
     order, worst, adjusted = np.argsort(p), 0., [0.] * len(p)
     for rank, i in enumerate(order):
         worst = max(worst, min(1., (len(p) - rank) * p[i]))

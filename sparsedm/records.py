@@ -16,15 +16,22 @@ import pandas as pd
 import torch
 from torch import nn
 from .checkpoints import load_model
+from .checks import check
 from .declare import KEPT
 from .files import (checkpoints_dir, file_sha, read_json, read_sealed, records_dir, root, runs_dir, speed_dir,
                             write_sealed)
-from .run import ADDED, Run
+from .run import ADDED, Run, a_run, several_runs
 from .training import precision
 
 # %% ../nbs/31_records.ipynb #84e1d0ab
-def record_path(run:Run)->Path: return records_dir(run.scale)/f"{run.id}.json"
-def run_folder(run:Run)->Path: return runs_dir(run.scale)/run.id       # models and samples, git-ignored
+def record_path(run:Run)->Path:
+    check(run=(run, a_run))
+    return records_dir(run.scale)/f"{run.id}.json"
+
+def run_folder(run:Run)->Path: # models and samples, git-ignored
+    check(run=(run, a_run))
+    return runs_dir(run.scale)/run.id
+
 def kept_path(run:Run)->Path: # of a model that is trained from scratch
     return checkpoints_dir()/f"{run.data}-{run.weights_id}.safetensors"
 
@@ -36,6 +43,7 @@ def model_path(run:Run)->Path: # kept with the repository, or in runs/
 
 _BACK = "get it back with `git checkout -- data/checkpoints`, or take it out of `declare.KEPT` to train another"
 
+# %% ../nbs/31_records.ipynb #31load00
 def load_trained(run:Run)->nn.Module: # on the CPU, in eval mode
     "The trained model of a run; one that the repository brings has to be as it was brought."
     path = model_path(run)
@@ -117,6 +125,7 @@ def check_record(record:dict, # a record
     where="record" # its file, for the message
     ):
     "Refuse a record with missing, non-numeric or non-finite values, by name."
+    if not isinstance(record, dict): raise ValueError(f"{where}: not a group of values")
     parts = {k: record[k] for k in ("run", *REQUIRED) if k in record}
     if wrong := [k for k, v in parts.items() if not isinstance(v, dict)]:
         raise ValueError(f"{where}: not a group of values: {', '.join(wrong)}")
@@ -175,6 +184,7 @@ def read_record(run:Run)->dict:
 def read_records(runs:list # the runs wanted
     )->list: # their records, in the same order
     "Read and check records; missing ones are named, with why if that is known and the command that makes them."
+    check(runs=(runs, several_runs))
     if missing := without_record(runs):
         known = why_missing(missing[0])
         why = f" (it failed: {known.splitlines()[-1]})" if known else ""
@@ -208,12 +218,24 @@ def frame(records:list # as `read_records` returns them
     return pd.DataFrame([_row(r) for r in records])
 
 # %% ../nbs/31_records.ipynb #67d42b18
+_KINDS = dict(device=str, backend=str, environment=dict, cells=list)
+
+def _read_timed(path, needed):
+    "A file of timings that has what is needed, of the right kinds."
+    record = read_json(path)
+    if not isinstance(record, dict): raise ValueError(f"{path}: not a group of values")
+    if missing := [k for k in needed if k not in record]: raise ValueError(f"{path}: missing {', '.join(missing)}")
+    wrong = [k for k in needed if not isinstance(record[k], _KINDS.get(k, object))]
+    if wrong: raise ValueError(f"{path}: {wrong[0]} must be a {_KINDS[wrong[0]].__name__}; got {record[wrong[0]]!r}")
+    if not all(isinstance(cell, dict) for cell in record["cells"]): raise ValueError(f"{path}: a cell has no names")
+    return record
+
 _TIMED = {"conv": ("dense_s", "sparse_s"), "grid": ("dense_s", "chosen_s"), "model": ("dense_s", "chosen_s")}
 
 def _check_cell(cell, path):
     "Refuse a timed cell of an unknown kind, or whose seconds are no numbers above 0."
     shown = dict(list(cell.items())[:4])
-    if cell.get("kind") not in _TIMED:
+    if cell.get("kind") not in list(_TIMED):
         raise ValueError(f"{path}: kind of the cell {shown} must be grid, model or conv")
     needed = list(_TIMED[cell["kind"]])
     ran = cell["kind"] != "conv" and cell.get("all_sparse_s") is not None   # None: the kernels failed
@@ -221,19 +243,18 @@ def _check_cell(cell, path):
     wrong = [k for k in needed if not (is_number(cell.get(k, "")) and (cell[k] or 0) > 0)]
     if wrong: raise ValueError(f"{path}: {', '.join(wrong)} of the cell {shown} must be a number above 0")
 
+# %% ../nbs/31_records.ipynb #31label0
 def _label(record, records):
     "The device, with its versions where it was timed more than once."
     if [r["device"] for r in records].count(record["device"]) == 1: return record["device"]
-    return f"{record['device']}, torch {record['environment']['torch']}, {record['backend']}"
+    return f"{record['device']}, torch {record['environment'].get('torch')}, {record['backend']}"
 
 def speed_records(folder="" # where they lie, from the root on; "": `files.speed_dir()`
     )->list: # one record per device: device, label, backend, environment, peak, cells; empty if none was timed
     "The timings that `runs/speed` wrote; `ValueError` names the file and what is missing or wrong in it."
     records = []
     for path in sorted((root()/folder if folder else speed_dir()).glob("*.json")):
-        record = read_json(path)
-        missing = [k for k in ("device", "backend", "environment", "peak", "cells") if k not in record]
-        if missing: raise ValueError(f"{path}: missing {', '.join(missing)}")
+        record = _read_timed(path, ("device", "backend", "environment", "peak", "cells"))
         for cell in record["cells"]: _check_cell(cell, path)
         records.append(record)
     for record in records: record["label"] = _label(record, records)
@@ -244,6 +265,9 @@ def _check_times(cell, path):
     "Refuse a timed cell of a CPU that lacks something, or whose seconds are no numbers above 0."
     missing = [k for k in ("kind", "threads", "of", "seconds") if k not in cell]
     if missing: raise ValueError(f"{path}: a cell is without {', '.join(missing)}")
+    for name in ("of", "seconds"):
+        if isinstance(cell[name], dict): continue
+        raise ValueError(f"{path}: {name} of a cell must be a dict; got {cell[name]!r}")
     for form, times in cell["seconds"].items():
         if isinstance(times, list) and len(times) == 3 and all(is_number(t) and t > 0 for t in times): continue
         raise ValueError(f"{path}: seconds of {form!r} must be three numbers above 0; got {times!r}")
@@ -253,12 +277,10 @@ def cpu_speed(folder="" # where they lie, from the root on; "": cpu/ in `files.s
     "The timings that `bench/cpu` wrote; `ValueError` names the file and what is missing or wrong in it."
     rows = []
     for path in sorted((root()/folder if folder else speed_dir()/"cpu").glob("*.json")):
-        record = read_json(path)
-        missing = [k for k in ("device", "environment", "cells") if k not in record]
-        if missing: raise ValueError(f"{path}: missing {', '.join(missing)}")
+        record = _read_timed(path, ("device", "environment", "cells"))
         for cell in record["cells"]:
             _check_times(cell, path)
-            facts = dict(device=record["device"], kind=cell["kind"], threads=cell["threads"], **cell["of"])
+            facts = {**cell["of"], "device": record["device"], "kind": cell["kind"], "threads": cell["threads"]}
             rows += [facts | dict(form=form, seconds=median, low=low, high=high)
                      for form, (median, low, high) in cell["seconds"].items()]
     return pd.DataFrame(rows, columns=None if rows else "device kind threads form seconds low high".split())

@@ -131,6 +131,7 @@ def local(path # a folder, a file, or "owner/name" on the Hub
 def denoiser_of(folder # of a pipeline, or of a model
     )->str: # the sub-folder with the network that is asked in each step; "." of a model
     "Where in a folder the network is."
+    check(folder=(folder, a_path))
     folder = Path(folder)
     if not (folder/"model_index.json").is_file(): return "."
     found = [name for name in ("unet", "transformer") if name in read_json(folder/"model_index.json")]

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn, Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from .checkpoints import load_tensors, save_tensors
-from .checks import any_seed, check, finite_number, instance, optional, tensor, whole_number
+from .checks import a_path, any_seed, check, finite_number, instance, optional, tensor, whole_number
 from .data import States, load_images, pictures
 from .declare import (CODECS, DATASETS, EXTRACTORS, FAMILIES, LOSSES, PRESETS, PROCESSES, Codec, Dataset,
                               Family)
@@ -47,10 +47,12 @@ class _Points(BasePen):
         weights = [(1 - t)**3, 3 * t * (1 - t)**2, 3 * t**2 * (1 - t), t**3]
         self.strokes[-1] += list(map(tuple, sum(w * np.array(p) for w, p in zip(weights, (start, a, b, end)))))
 
+# %% ../nbs/22_strokes.ipynb #22paths0
 def _paths(root): return [e.get("d") for e in root.iter() if e.tag.rpartition("}")[2] == "path"]
 def svg_strokes(text:str, # of an SVG file
     )->list: # (n, 2) float64 arrays: points of each stroke, in drawing order
     "The strokes of a vector graphic; `ValueError` for one that cannot be read or has none."
+    check(text=(text, instance(str, bytes)))
     try: root = ET.fromstring(text)
     except ET.ParseError as e: raise ValueError(f"no vector graphic: {e}") from None
     for e in root.iter():
@@ -101,6 +103,7 @@ def to_sequence(strokes, # arrays (n, 2)
 def to_strokes(sequence:Tensor, # (T, 3), as of `to_sequence` or generated
     )->list: # arrays (n, 2)
     "Cut a sequence where the pen is lifted."
+    check(sequence=(sequence, tensor))
     if sequence.dim() != 2 or sequence.shape[1] != 3: raise ValueError(f"(T, 3) expected; got {tuple(sequence.shape)}")
     ends = (sequence[:, 2] > .5).nonzero().flatten().tolist()
     parts = np.split(sequence[:, :2].numpy(), [e + 1 for e in ends])
@@ -147,6 +150,7 @@ def rasterise(x:Tensor, # (N, T, 3) sequences
 def padded(sequences:list # (T, 3) each
     )->tuple: # (N, T, 3) values, 0 where nothing is, and (N, T) bool: what is there
     "Sequences of several lengths as one tensor."
+    check(sequences=(sequences, instance(list, tuple)))
     if not sequences: raise ValueError("there is no sequence")
     n = torch.tensor([len(s) for s in sequences])
     mask = torch.arange(int(n.max())) < n[:, None]
@@ -188,6 +192,7 @@ def kanji(split:str="train", # "train", "test" or "others"
     most:int=160, # points; characters with more are left out
     )->States: # (N, T, 3) with their mask
     "Chinese characters as sequences."
+    check(most=(most, whole_number(1)))
     if split not in PARTS: raise ValueError(f"split must be one of {', '.join(PARTS)}; got {split!r}")
     part = [s for i, s in enumerate(_kanji(spacing)) if i % 10 in PARTS[split] and len(s) <= most]
     if not part: raise ValueError(f"no character has at most {most} points")
@@ -204,6 +209,7 @@ def read_ndjson(path, # file with a drawing in each line
     skip_broken:bool=False, # count lines that cannot be read, rather than stop
     )->tuple: # {number of the line, from 1: sequence}, and {why: how many lines were left out}
     "Drawings of QuickDraw, as sequences; those with too many points are left out."
+    check(path=(path, a_path), most=(most, whole_number(1)))
     if first is not None and not first >= 1: raise ValueError(f"first must be at least 1, or None; got {first!r}")
     found, out = {}, {"broken": 0, "too long": 0}
     with open(path, encoding="utf-8", errors="replace") as lines:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .checks import (Rule, a_function, boolean, check, finite_number, instance, one_of, optional, shown,
                              whole_number)
 from .checkpoints import describe, load_state, load_tensors, save_tensors, tensors_sha
-from .data import Images, States, batch_indices, batch_states, fingerprint, random_flip, to_float
+from .data import Images, Rows, States, batch_indices, batch_states, fingerprint, random_flip, to_float
 from .declare import LOSSES
 from .diffusion import draw_times, noise_loss, process
 from .guidance import Drop
@@ -68,12 +68,13 @@ def learning_rate(cfg:TrainConfig,
     step:int, # from 0
     )->float:
     "Linear warm-up, constant, and over the last `cooldown` of the steps linear to 0."
+    check(cfg=(cfg, instance(TrainConfig)), step=(step, whole_number()))
     up = (step + 1) / max(cfg.warmup, 1)
     down = (cfg.steps - step) / (cfg.cooldown * cfg.steps) if cfg.cooldown else 1.
     return cfg.lr * min(1., up, down)
 
 # %% ../nbs/27_training.ipynb #1d69aad3
-def batch(data:Images|States, # what is learned from
+def batch(data:Rows, # what is learned from: images, states, shards
     cfg:TrainConfig,
     step:int, # from 0
     rank:int=0, world:int=1, # which of how many processes
@@ -85,7 +86,7 @@ def batch(data:Images|States, # what is learned from
     "What one step learns from."
     key = (cfg.seed << 40) + (step << 8)
     index = batch_indices(len(data), cfg.batch_size, step, cfg.seed)
-    x0, mask = batch_states(data, index, encode)
+    x0, mask = batch_states(data, index, encode, torch.Generator().manual_seed(key + 2))
     x0 = x0.to(device)
     if cfg.flip: x0 = random_flip(x0, torch.Generator().manual_seed(key + 1))   # not the generator of t
     g = torch.Generator(device).manual_seed(key)
@@ -168,6 +169,8 @@ class Progress:
     seconds:float = 0.           # of all its parts
     start:list = None            # some of the weights before the first step
 
+def _sha_of(rows): return rows.sha if hasattr(rows, "sha") else fingerprint(rows)
+
 def _recipe(cfg, model, data, hooks, cond, **asked): # asked: functions on which the result depends
     "What must be equal for a checkpoint to be resumed."
     described = describe(model)
@@ -176,7 +179,7 @@ def _recipe(cfg, model, data, hooks, cond, **asked): # asked: functions on which
     config = asdict(cfg) | {"precision": precision(), "process": _named(cfg.process)}
     named = dict(enumerate(type(h).__name__ for h in hooks if hasattr(h, "state")))
     settings = dict(enumerate(getattr(h, "settings", {}) for h in hooks if hasattr(h, "state")))
-    learned = {"sha": data.sha} | {f"cond {name}": fingerprint(rows) for name, rows in (cond or {}).items()}
+    learned = {"sha": data.sha} | {f"cond {name}": _sha_of(rows) for name, rows in (cond or {}).items()}
     found = {"config": config, **described, "data": learned, "hooks": named, "settings": settings}
     return json.loads(json.dumps(found | {"loss": {name: _told(x, model) for name, x in asked.items()}}))
 
@@ -294,8 +297,9 @@ def _checked_start(model, cfg, data, cond): # accelerate's handle of this proces
         warnings.warn(f"ema={cfg.ema} averages over {memory:,.0f} steps, and there are {cfg.steps}: what is returned "
                       "hardly differs from the start")
     for name, rows in (cond or {}).items():
-        if isinstance(rows, Tensor) and len(rows) == len(data): continue
-        given = f"{len(rows)} rows" if isinstance(rows, Tensor) else type(rows).__name__
+        is_column = isinstance(rows, Tensor) or hasattr(rows, "sha")   # of shards
+        if is_column and len(rows) == len(data): continue
+        given = f"{len(rows)} rows" if is_column else type(rows).__name__
         raise ValueError(f"cond[{name!r}] must be a tensor with a row for each of the {len(data)} images; got {given}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model requires a gradient: nothing to train")
@@ -306,10 +310,13 @@ def _checked_start(model, cfg, data, cond): # accelerate's handle of this proces
 # %% ../nbs/27_training.ipynb #27asked0
 _HOOK = ("attach", "before_step", "after_step", "state", "load")
 
-def _check_asked(model, images, cfg, hooks, loss_fn, cond, **steps):
+_DATA = Rule("Images, States or Shards", lambda v: isinstance(v, Rows))
+
+def _check_asked(model, images, cfg, hooks, loss_fn, cond, drop=None, **steps):
     check_model(model)
+    if drop: drop.check(model, cond)
     check(loss_fn=(loss_fn, optional(a_function)), cond=(cond, optional(instance(dict))))
-    check(images=(images, instance(Images, States)), cfg=(cfg, instance(TrainConfig)),
+    check(images=(images, _DATA), cfg=(cfg, instance(TrainConfig)),
           hooks=(hooks, instance(list, tuple)), **{name: (n, whole_number(1)) for name, n in steps.items()})
     for hook in hooks:
         if any(callable(getattr(hook, name, None)) for name in _HOOK): continue
@@ -380,7 +387,7 @@ class _Log:
 
 # %% ../nbs/27_training.ipynb #bccb01a0
 def train(model:nn.Module, # trained in place, sparse or not; any that `diffusion.predict` can ask
-    images:Images|States, # what to learn from
+    images:Rows, # what to learn from: `Images`, `States` or `Shards`
     cfg:TrainConfig, # the recipe
     folder=None, # where the checkpoint lives; None: nothing is written and nothing resumed
     loss_fn:Callable=None, # (model, x_0, t, noise) → scalar; None: `noise_loss` of cfg.process
@@ -393,13 +400,11 @@ def train(model:nn.Module, # trained in place, sparse or not; any that `diffusio
     drop:Drop=None, # how often a row of conditions is left out, so that the model can be guided
     )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss; .attrs["seconds"] counts all parts)
     "Train or resume; on a CPU a resumed run ends bit for bit where an unbroken one ends."
-    _check_asked(model, images, cfg, hooks, loss_fn, cond, save_every=save_every, log_every=log_every)
-    if drop: drop.check(model, cond)
+    _check_asked(model, images, cfg, hooks, loss_fn, cond, drop, save_every=save_every, log_every=log_every)
     acc, folder = _checked_start(model, cfg, images, cond), Path(folder) if folder else None
     model, data = model.to(acc.device).train(), _near(images, acc.device)
     hooks, loss_fn = [MaskedDecay(cfg.decay), *hooks], loss_fn or partial(noise_loss, process=cfg.process)
-    dropped = drop and [drop.p, drop.null]
-    now = _begin(model, images, cfg, hooks, folder, cond=cond, loss_fn=loss_fn, encode=encode, drop=dropped)
+    now = _begin(model, images, cfg, hooks, folder, cond=cond, loss_fn=loss_fn, encode=encode, drop=_facts_of(drop))
     net, opt = acc.prepare(torch.compile(model) if cfg.compile else model, now.optimizer)
     micro, log = cfg.batch_size, _Log(now, cfg, acc, folder, progress)
     while now.step < cfg.steps:
@@ -409,13 +414,19 @@ def train(model:nn.Module, # trained in place, sparse or not; any that `diffusio
         _after(now, log, save_every, log_every)
     log.bar.close()
     acc.wait_for_everyone()
-    table = pd.DataFrame({"step": range(1, len(now.losses) + 1), "loss": now.losses})
-    table.attrs["seconds"] = now.seconds
-    return now.ema.module.requires_grad_(True).eval(), table
+    return now.ema.module.requires_grad_(True).eval(), _curve(now)
 
 # %% ../nbs/27_training.ipynb #4607988c
+def _facts_of(drop): return drop and [drop.p, drop.null]
+
+def _curve(now): # losses by step
+    table = pd.DataFrame({"step": range(1, len(now.losses) + 1), "loss": now.losses})
+    table.attrs["seconds"] = now.seconds
+    return table
+
 def _near(images, device):
     "A small data set lives on the GPU."
+    if not isinstance(images, (Images, States)): return images   # it stays on the disk
     tensors = {f.name: v for f in fields(images) if isinstance(v := getattr(images, f.name), Tensor)}
     if device.type != "cuda" or sum(v.nbytes for v in tensors.values()) >= 2**32: return images
     return replace(images, **{k: v.to(device) for k, v in tensors.items()})

@@ -24,6 +24,14 @@ def repo(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def finished(repo):
+    "The copy with everything made, by the test that kills a graph or by this."
+    done = call(repo, "sparsedm.experiments", "smoke")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return repo
+
+
+@pytest.fixture(scope="module")
 def kernel(repo):
     "One kernel for all notebooks that these tests execute: it imports PyTorch once."
     kernels = AsyncKernelManager(kernel_name="python3")
@@ -115,6 +123,7 @@ def test_killed_graph_then_finished_then_idle(repo):
     assert files(repo) == after
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_deleted_record_is_made_again_and_a_dry_run_changes_nothing(repo):
     "Twice the same one, with every figure up to date: its batch has been executed before."
     gone, others = record(repo, find_run("wanda-uvit-2of4-s0", "smoke")), records(repo)
@@ -132,6 +141,7 @@ def test_a_deleted_record_is_made_again_and_a_dry_run_changes_nothing(repo):
         assert records(repo) == others
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_damaged_record_is_named_though_all_is_up_to_date(repo):
     bad = record(repo, find_run("wanda-uvit-2of4-s0", "smoke"))
     good, at = bad.read_bytes(), bad.stat()
@@ -143,6 +153,7 @@ def test_a_damaged_record_is_named_though_all_is_up_to_date(repo):
     assert done.returncode != 0 and f"{bad} is not valid JSON" in done.stderr
 
 
+@pytest.mark.usefixtures("finished")
 def test_paper_notebook_alone_makes_what_is_missing_when_asked(repo, kernel):
     "One record gone: the notebook says what it would take; with build=True that run is made again."
     gone = record(repo, make_run("smoke", "untrained"))
@@ -154,6 +165,7 @@ def test_paper_notebook_alone_makes_what_is_missing_when_asked(repo, kernel):
     assert gone.is_file() and {p: p.read_bytes() for p in others} == others
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_run_changed_by_hand_is_planned_executed_and_read(repo, kernel):
     "It is in no table; its job carries it whole."
     run = replace(make_run("smoke", "ste"), lr=5e-4)
@@ -167,6 +179,7 @@ def test_a_run_changed_by_hand_is_planned_executed_and_read(repo, kernel):
     record(repo, run).unlink()
 
 
+@pytest.mark.usefixtures("finished")
 def test_two_processes_do_a_run_once(repo):
     "Both are asked for the same run; one does it, the other waits and reads its record."
     run = find_run("wanda-ft-uvit-2of4-s0", "smoke")
@@ -184,6 +197,7 @@ print(e.do_run(find_run({run.name!r}, 'smoke'))['id'])
     assert said.count("worked") == 1 and said.count(run.id) == 2
 
 
+@pytest.mark.usefixtures("finished")
 def test_damaged_start_and_records_are_named_and_results_stay(repo, kernel):
     "The run that cannot be done is named, with the reason, and so is the record that the figure lacks."
     model = repo/"runs"/"smoke"/make_run("smoke", "dense").id/"model.safetensors"
