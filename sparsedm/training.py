@@ -86,7 +86,7 @@ def batch(data:Rows, # what is learned from: images, states, shards
     "What one step learns from."
     key = (cfg.seed << 40) + (step << 8)
     index = batch_indices(len(data), cfg.batch_size, step, cfg.seed)
-    x0, mask = batch_states(data, index, encode, torch.Generator().manual_seed(key + 2))
+    x0, mask = batch_states(data, index, encode, torch.Generator().manual_seed(key + 3))
     x0 = x0.to(device)
     if cfg.flip: x0 = random_flip(x0, torch.Generator().manual_seed(key + 1))   # not the generator of t
     g = torch.Generator(device).manual_seed(key)
@@ -404,7 +404,7 @@ def train(model:nn.Module, # trained in place, sparse or not; any that `diffusio
     acc, folder = _checked_start(model, cfg, images, cond), Path(folder) if folder else None
     model, data = model.to(acc.device).train(), _near(images, acc.device)
     hooks, loss_fn = [MaskedDecay(cfg.decay), *hooks], loss_fn or partial(noise_loss, process=cfg.process)
-    now = _begin(model, images, cfg, hooks, folder, cond=cond, loss_fn=loss_fn, encode=encode, drop=_facts_of(drop))
+    now = _begin(model, images, cfg, hooks, folder, cond=cond, loss_fn=loss_fn, encode=encode, **_facts_of(drop))
     net, opt = acc.prepare(torch.compile(model) if cfg.compile else model, now.optimizer)
     micro, log = cfg.batch_size, _Log(now, cfg, acc, folder, progress)
     while now.step < cfg.steps:
@@ -417,7 +417,7 @@ def train(model:nn.Module, # trained in place, sparse or not; any that `diffusio
     return now.ema.module.requires_grad_(True).eval(), _curve(now)
 
 # %% ../nbs/27_training.ipynb #4607988c
-def _facts_of(drop): return drop and [drop.p, drop.null]
+def _facts_of(drop): return dict(drop=[drop.p, drop.null]) if drop else {}   # nothing: as in earlier checkpoints
 
 def _curve(now): # losses by step
     table = pd.DataFrame({"step": range(1, len(now.losses) + 1), "loss": now.losses})
