@@ -254,9 +254,14 @@ def _moves_little(verdict, move, small): # against the verdict, by less than the
     signed_moves = [replace(move, mean=sign * move.mean) for sign in against]
     return all(decide([m], small, margin=small)[0] == HOLDS for m in signed_moves)
 
+def _is_trend(verdict, move): # is it known that more steps work against a direction?
+    low, high = move.interval()
+    return low > 0 if verdict == HOLDS else high < 0
+
 def _survives(verdict, ratios, moves, small, margin): # a direction: is it there at four times the steps?
     now, move = together(ratios, moves)
-    return verdict != EQUAL and decide([effect(now + 2 * move)], small, margin)[0] == verdict
+    if verdict == EQUAL or _is_trend(verdict, effect(move)): return False
+    return decide([effect(now + 2 * move)], small, margin)[0] == verdict
 
 def by_budget(verdict:str, # of the test
     ratios:pd.Series, # ln(A/B) by seed, or of B/A where A should be higher
