@@ -292,8 +292,9 @@ def test_moving_weights_drops_the_smallest_and_regrows_the_largest_scores(data, 
 # runs and records
 
 SCALES.named("demo")   # the papers are loaded
+UNTOLD = [name for name, config in PRESETS.items() if config.get("num_classes", 0) <= 0 and not config.get("clip_dim")]
 NAMES = {name: st.sampled_from(sorted(registry)) for name, registry in
-         dict(scale=SCALES, method=METHODS, data=DATASETS, model=PRESETS, extractor=EXTRACTORS, sampler=SAMPLERS).items()}
+         dict(scale=SCALES, method=METHODS, data=DATASETS, model=UNTOLD, extractor=EXTRACTORS, sampler=SAMPLERS).items()}
 SHARE, POSITIVE = st.floats(0, 1), st.floats(1e-9, 1e9)
 FINE = NAMES | dict(
     backbone=st.text(max_size=5), seed=st.integers(0, 2**23 - 1), start=st.text(max_size=5), teacher=st.text(max_size=5),
