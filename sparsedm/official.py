@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'FromOne', 'Official', 'on_hub', 'shapes_of', 'official', 'differences', 'fitting', 'looks_like',
-           'preset_for', 'load_official']
+           'preset_for', 'read_state', 'unet_preset', 'load_official']
 
 # %% ../nbs/21a_official.ipynb #21a00003
-import math, pickle
+import math, pickle, zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn, Tensor
-from .checks import a_path, check, optional, string
+from .checks import a_path, boolean, check, optional, string
 from .declare import PRESETS, PROCESSES
 from .diffusion import Steps, scaled_linear_betas
 from .files import data_dir
@@ -51,11 +51,11 @@ OFFICIAL = {row.name: row for row in (
     Official("imagenet256_uvit_large.pth", "uvit-l-imagenet256", "1w7T1hiwKODgkYyMH9Nc9JNUThbxFZgs3", "vp",
              3.40, .4, .15, _SD),
     Official("imagenet256_uvit_huge.pth", "uvit-h-imagenet256", "13StUdrjaaSXjfqqF7M47BzPyhMAArQ4u", "uvit-discrete",
-             2.29, .4, .15, _SD),
+             2.29, .4, .1, _SD),
     Official("imagenet512_uvit_large.pth", "uvit-l-imagenet512", "1mkj4aN2utHMBTWQX9l1nYue9vleL7ZSB", "vp",
              4.67, .7, .15, _SD),
     Official("imagenet512_uvit_huge.pth", "uvit-h-imagenet512", "1uegr2o7cuKXtf2akWGAN2Vnlrtw5YKQq", "uvit-discrete",
-             4.05, .7, .15, _SD),
+             4.05, .7, .1, _SD),
     Official("mscoco_uvit_small.pth", "uvit-s-coco", "15JsZWRz2byYNU6K093et5e5Xqd4uwA8S", "uvit-discrete",
              5.95, 1., .1, .2301),
     Official("mscoco_uvit_small_deep.pth", "uvit-s-deep-coco", "1gHRy8sn039Wy-iFL21wH8TiheHK8Ky71", "uvit-discrete",
@@ -76,8 +76,7 @@ def shapes_of(preset:str # row of PRESETS
 def official()->pd.DataFrame: # a row for each of OFFICIAL
     "All that is known by name."
     def size(row): return sum(map(math.prod, shapes_of(row.preset).values()))
-    rows = [vars(row) | dict(parameters=size(row)) for row in OFFICIAL.values()]
-    return pd.DataFrame(rows).set_index("name")
+    return pd.DataFrame([vars(row) | dict(parameters=size(row)) for row in OFFICIAL.values()]).set_index("name")
 
 # %% ../nbs/21a_official.ipynb #21a0000b
 def _misfits(want, have): # name → shape, of a preset and of a file; kinds of difference with their names
@@ -112,9 +111,8 @@ def looks_like(shapes:dict # name → shape, of a file
     told = [f"{shapes['label_emb.weight'][0]} labels"] if "label_emb.weight" in shapes else []
     if "context_embed.weight" in shapes: told.append(f"texts of width {shapes['context_embed.weight'][1]}")
     sizes = [f"width {width}", f"{blocks} blocks", f"{tokens} tokens", f"{channels} channels", f"patches of {patch}"]
-    return f"a U-ViT with {', '.join(sizes + told)}"
+    return f"a U-ViT with {', '.join([*sizes, *told])}"
 
-# %% ../nbs/21a_official.ipynb #21a0001a
 def _nearest(shapes): # the preset with the most equal tensors
     def equal(preset): return sum(shapes.get(k) == v for k, v in shapes_of(preset).items())
     return max((name for name, config in PRESETS.items() if config.get("kind") == "uvit"), key=equal)
@@ -130,78 +128,127 @@ def preset_for(shapes:dict, # name → shape, of a file
         fits = f"it fits {' and '.join(found)}" if found else "no preset fits"
         raise ValueError(f"{path} is not a checkpoint of {preset}: {differences(preset, shapes)}; {fits}. {what}")
     if len(found) == 1: return found[0]
-    if found:
-        alike = f"{path} fits {' and '.join(found)}, which differ in what shapes do not tell"
-        raise ValueError(f"{alike}: name one as preset")
+    if found: raise ValueError(f"{path} fits {' and '.join(found)}, which differ in what no shape tells: name one")
     near = _nearest(shapes)
     raise ValueError(f"{path} fits no preset; the nearest, {near}: {differences(near, shapes)}. {what}")
 
 # %% ../nbs/21a_official.ipynb #21a00010
-_OTHERS = {b"version https://git-lfs": "a pointer of git LFS, not the file: `git lfs pull` brings it",
-           b"<!doctype html": "a web page, not the file; Google Drive asks before it sends large files",
-           b"<html": "a web page, not the file; Google Drive asks before it sends large files"}
+_KNOWN_BY = {   # first bytes, in lower case: what it is, and what to do
+    b"version https://git-lfs": "a Git LFS pointer, not the file: `git lfs pull` fetches it",
+    b"<": "a web page, not the file: the download link wanted a click, open it in a browser",
+    b"{": "text, not a file of weights",
+}
 
-def _read_state(path):
-    if not path.is_file(): raise FileNotFoundError(f"no checkpoint at {path}")
-    with open(path, "rb") as file: first = file.read(64).lower()
-    for start, what in _OTHERS.items():
-        if first.startswith(start): raise ValueError(f"{path} is {what}")
-    try: state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+def _check_file(path):
+    "Refuse by its bytes what cannot be a checkpoint."
+    with open(path, "rb") as f: start = f.read(64).lstrip().lower()
+    if not start: raise ValueError(f"{path} is damaged: it is empty; get it again")
+    for first, what in _KNOWN_BY.items():
+        if start.startswith(first): raise ValueError(f"{path} is {what}")
+    if start.startswith(b"pk") and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is damaged: its end is missing, so the download stopped half-way; get it again")
+
+def read_state(path:Path # a .pth file
+    )->dict: # name → tensor, mapped from the file where its format allows
+    "A plain state dict; nothing in the file is executed."
+    _check_file(path)
+    try: state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
-        raise ValueError(f"{path} is damaged or not a plain state dict (it needs more than tensors)") from None
+        raise ValueError(f"{path} is damaged or no plain state dict: it needs more than tensors, such as code, "
+                         "and that is not executed") from None
     except (RuntimeError, EOFError, ValueError) as e:
         why = (str(e) or type(e).__name__).splitlines()[0][:120]
-        raise ValueError(f"{path} is damaged or not a plain state dict ({why})") from None
+        raise ValueError(f"{path} is damaged or no plain state dict ({why})") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} is not a plain state dict of names and tensors")
-    return state
+        holds = _first_three(list(state)) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path} is no plain state dict of names and tensors; it holds {holds}")
+    return {str(name).removeprefix("module."): w for name, w in state.items()}
 
 # %% ../nbs/21a_official.ipynb #21a00011
-def _from_file(path, preset):
-    state = _read_state(path)
-    preset = preset_for({k: tuple(v.shape) for k, v in state.items()}, preset, path)
-    strange = [f"{k} {v.dtype}" for k, v in state.items() if not v.is_floating_point()]
-    if strange: raise ValueError(f"{path}: {len(strange)} not of real numbers ({_first_three(strange)})")
-    with torch.device("meta"): model = build_model(preset)   # no time spent on random weights
+def _load_file(path, preset):
+    "A U-ViT with the weights of a file, which fit before any memory is asked for."
+    state = read_state(path)
+    preset = preset_for({name: tuple(w.shape) for name, w in state.items()}, preset, path)
+    odd = [f"{name} {w.dtype}" for name, w in state.items() if not w.is_floating_point()]
+    if odd: raise ValueError(f"{path}: {len(odd)} tensors are not of real numbers ({_first_three(odd)})")
+    with torch.device("meta"): model = build_model(preset)   # no time is spent on random weights
     model.to_empty(device="cpu").load_state_dict(state)
+    return _checked(model, path)
+
+def _checked(model, path):
     broken = [name for name, w in model.state_dict().items() if not w.isfinite().all()]
     if broken: raise ValueError(f"{path}: NaN or infinite values in {_first_three(broken)}")
     return model.eval()
 
-def _is_like(theirs, preset): # of diffusers' config and a row of PRESETS
-    wanted = diffusers_arguments(PRESETS[preset])
-    plain = lambda v: list(v) if isinstance(v, (list, tuple)) else v
-    return all(plain(theirs.get(k)) == plain(v) for k, v in wanted.items())
+# %% ../nbs/21a_official.ipynb #21a00013
+_ALIKE = lambda v: list(v) if isinstance(v, (list, tuple)) else v
 
-def _from_diffusers(where, preset):
-    "Weights of a `UNet2DModel`, from a folder or the Hub."
+def unet_preset(config:dict, # of a folder of diffusers
+    preset:str|None, # the one that is expected; None: any
+    source, # where it is from, for messages
+    )->str: # row of PRESETS
+    "The preset that has this configuration; `ValueError` with the settings that differ."
+    if config.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{source} holds a {config.get('_class_name')}; a UNet2DModel is wanted")
+    wanted = {name: diffusers_arguments(own) for name, own in PRESETS.items() if own.get("kind") == "unet"}
+    if preset and preset not in wanted: raise ValueError(f"{source} holds a UNet; preset {preset} is none")
+    def differing(name): return [k for k, v in wanted[name].items() if _ALIKE(v) != _ALIKE(config.get(k))]
+    near = preset or min(wanted, key=lambda name: len(differing(name)))
+    said = "; ".join(f"{k} {config.get(k)} for {wanted[near][k]}" for k in differing(near)[:3])
+    if not said: return near
+    fits = [name for name in wanted if not differing(name)]
+    more = f"it fits {' and '.join(fits)}" if fits else "no preset fits"
+    raise ValueError(f"{source} is not a checkpoint of {near}: {said}; {more}")
+
+# %% ../nbs/21a_official.ipynb #21a00014
+def _load_diffusers(source, preset, local_files_only):
+    "Our UNet with the weights of a folder, or of an id on the Hub."
     from diffusers import UNet2DModel
-    try: theirs = UNet2DModel.from_pretrained(where)
-    except (OSError, ValueError) as e:
-        raise FileNotFoundError(f"{where}: {e}. Where there is a network: hf download {where}") from None
-    fits = [name for name, config in PRESETS.items() if config.get("kind") == "unet" and _is_like(theirs.config, name)]
-    if not fits or preset not in (None, *fits):
-        wanted = preset or "any preset"
-        raise ValueError(f"{where} is not a checkpoint of {wanted}; it fits {' and '.join(fits) or 'none'}")
-    model = build_model(preset or fits[0])
-    model.unet.load_state_dict(theirs.state_dict())
-    return model.eval()
+    inside = dict(subfolder="unet") if (Path(source)/"unet"/"config.json").is_file() else {}
+    how = dict(local_files_only=local_files_only, **inside)
+    try: preset = unet_preset(UNet2DModel.load_config(source, **how), preset, source)
+    except OSError as e: raise FileNotFoundError(_not_here(source, local_files_only)) from e
+    try: theirs, found = UNet2DModel.from_pretrained(source, output_loading_info=True, **how)
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as e:
+        raise ValueError(f"{source} is damaged, or holds more than weights: {str(e)[:200]}") from e
+    lacking = sorted(str(k) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for k in found[kind])
+    if lacking: raise ValueError(f"{source} is not whole: {len(lacking)} tensors differ ({_first_three(lacking)})")
+    with torch.device("meta"): model = build_model(preset)
+    model.to_empty(device="cpu").unet.load_state_dict(theirs.state_dict())
+    return _checked(model, source)
 
-# %% ../nbs/21a_official.ipynb #21a00012
-def load_official(name, # one of OFFICIAL, or the path of a U-ViT's file or of a folder of diffusers
-    preset:str|None=None, # row of PRESETS that it is expected to be; None: told by shapes
-    )->nn.Module: # on the CPU, in eval mode
-    "Load a published network, strictly and without unpickling code; an error names the file and what differs."
-    check(name=(name, a_path), preset=(preset, optional(string)))
-    if preset is not None: PRESETS.named(preset)
-    row = OFFICIAL.get(str(name))
-    if row and preset not in (None, row.preset):
-        raise ValueError(f"{name} is a checkpoint of {row.preset}, not of {preset}")
-    if row and on_hub(row): return _from_diffusers(row.name, row.preset)
-    path = data_dir()/"official"/row.name if row else Path(name).expanduser()
-    if path.is_dir(): return _from_diffusers(path, preset)
-    if row and not path.is_file():
-        raise FileNotFoundError(f"no {path}: get it from https://drive.google.com/uc?id={row.where}")
-    if not path.is_file() and "/" not in str(name):
-        raise FileNotFoundError(f"no checkpoint at {path}; known by name are {', '.join(OFFICIAL)}")
-    return _from_file(path, row.preset if row else preset)
+def _not_here(source, local_files_only):
+    tried = "only this machine was looked at (local_files_only)" if local_files_only else "the Hub did not answer"
+    return (f"{source} is not in the cache of this machine, and {tried}. Where there is a network: "
+            f"`hf download {source} --local-dir <folder>`; then give that folder")
+
+# %% ../nbs/21a_official.ipynb #21a00016
+def _place(name): return data_dir()/"official"/name
+
+def _found(given): # a file, a folder, or an id on the Hub
+    path = Path(given).expanduser()
+    if path.exists(): return path
+    row = OFFICIAL.get(str(given)) or OFFICIAL.get(f"{given}.pth")
+    if row is None:
+        names = ", ".join(OFFICIAL)
+        raise FileNotFoundError(f"no checkpoint at {path}, and none has this name; known by name: {names}")
+    if on_hub(row) or _place(row.name).is_file(): return row.name if on_hub(row) else _place(row.name)
+    raise FileNotFoundError(f"{row.name} is not at {_place(row.name)}: get it with a browser from "
+                            f"https://drive.google.com/file/d/{row.where}, and put it there, or give its path")
+
+def load_official(name, # of OFFICIAL, with or without .pth, or the path of a file or folder
+    preset:str=None, # row of PRESETS that it must be; None: as the name says, or the shapes
+    local_files_only:bool=False, # do not ask the Hub
+    )->nn.Module: # on the CPU with those weights, in eval mode
+    "A published network, strictly and without unpickling code; an error names the file and what differs."
+    check(name=(name, a_path), preset=(preset, optional(string)), local_files_only=(local_files_only, boolean))
+    if preset: PRESETS.named(preset)
+    source = _found(name)
+    if source.__class__ is str: return _load_diffusers(source, preset or OFFICIAL[source].preset, local_files_only)
+    if not source.is_dir():
+        known = OFFICIAL.get(source.name) if source == _place(source.name) else None
+        return _load_file(source, preset or (known and known.preset))
+    if (source/"nnet_ema.pth").is_file(): return _load_file(source/"nnet_ema.pth", preset)
+    if any((source/part).is_file() for part in ("config.json", "unet/config.json")):
+        return _load_diffusers(str(source), preset, True)
+    raise FileNotFoundError(f"{source} holds neither nnet_ema.pth nor a config.json of diffusers")

@@ -192,7 +192,7 @@ CALLS = (
          embed_dim="count", depth="whole", num_heads="count"),
     call("models.build_model", lambda: dict(name="digits-unet", layers=1), layers="count"),
     call("models.build_from_config", lambda: dict(config=dict(kind="uvit")), config="config"),
-    call("models.load_official", lambda: dict(path="x", preset="uvit-s-cifar10"), path="path", preset="name"),
+    call("official.load_official", lambda: dict(name="x", preset="uvit-s-cifar10"), name="path", preset="name"),
     call("data.load_images", lambda: dict(name="digits", split="train"), name="name", split="name"),
     call("data.batch_indices", lambda: dict(n=10, batch_size=2, step=0, seed=0), n="count", batch_size="count",
          step="whole", seed="whole"),
