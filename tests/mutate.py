@@ -1,7 +1,7 @@
 """Do the tests see? `python tests/mutate.py ste masking [--times 10] [--seed 0] [--wide]`
 
 Puts one fault at a time into a module and into its notebook (in a copy of the repository), and runs the notebook, then
-the tests that name the module, with `--wide` also the notebooks that import it, until one fails. What nobody sees is
+the tests that import the module, with `--wide` also the notebooks that import it, until one fails. What nobody sees is
 printed as a line to look at: a missing test, or a change that changes nothing.
 """
 import argparse, ast, json, os, random, re, shutil, signal, subprocess, sys, tempfile, time
@@ -95,8 +95,9 @@ def trials(module, path, wide):
     "Commands, any of which may see a fault."
     importers = [p for p in sorted((ROOT/"nbs").glob("*.ipynb")) if p != path and
                  re.search(rf"from sparsedm\.{module} import", p.read_text(encoding="utf-8"))]
+    imported = rf"sparsedm\.{module}\b|from sparsedm import [^\n]*\b{module}\b"
     tests = [p for p in sorted((ROOT/"tests").glob("test_*.py")) if
-             p.stem not in ("test_repo", "test_graph") and re.search(rf"\b{module}\b", p.read_text(encoding="utf-8"))]
+             p.stem not in ("test_repo", "test_graph") and re.search(imported, p.read_text(encoding="utf-8"))]
     notebooks = [path, *(importers if wide else ())]
     return [*(["nbdev_test", "--path", f"nbs/{nb.name}", "--n_workers", "0"] for nb in notebooks),
             *(["pytest", "-q", "-x", f"tests/{p.name}"] for p in tests)]

@@ -433,8 +433,8 @@ def test_a_record_that_contradicts_itself_or_its_run_is_refused(found, above, mo
         with pytest.raises(ValueError, match=says): check_record(found | changed)
 
 
-def test_a_record_is_that_of_its_run_alone(elsewhere):
-    "Sealed anew, with each field changed."
+def test_a_record_that_was_sealed_anew_is_checked_when_it_is_read(elsewhere):
+    "With each field of its run changed, or with results that cannot be."
     found = {part: dict.fromkeys(names, 1.) for part, names in REQUIRED.items()}
     found["metrics"] |= dict(extractor=PLAIN.extractor, n_samples=PLAIN.n_samples)
     path = write_record(PLAIN, params=2, kept=1, **found, **{k: [] for k in SERIES})
@@ -444,6 +444,9 @@ def test_a_record_is_that_of_its_run_alone(elsewhere):
         wrong = good | dict(run=good["run"] | {name: "another" if isinstance(value, str) else [value]})
         reseal(path, wrong)
         with pytest.raises(ValueError, match=f"is not the record of {PLAIN.id}"): read_record(PLAIN)
+    for part, value in dict(params=0, metrics={}, loss=[None], kept=-1, seconds=good["macs"]).items():   # well sealed, and wrong
+        reseal(path, good | {part: value})
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))}: (missing|not|below|kept)"): read_record(PLAIN)
     reseal(path, good)
     assert read_record(PLAIN)["id"] == PLAIN.id and record_path(PLAIN) == path
 
