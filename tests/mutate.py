@@ -13,6 +13,7 @@ OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast
              ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
              ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
              ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.USub: ast.UAdd}
+COMMUTES = re.compile(r"(.*\.)?(lcm|gcd|min|max|minimum|maximum|transpose|equal|allclose)").fullmatch   # whose order is no matter
 
 
 class Fault(ast.NodeTransformer):
@@ -46,7 +47,7 @@ class Fault(ast.NodeTransformer):
 
     def visit_Call(self, node):
         if node.keywords and self.here(node): node.keywords = node.keywords[:-1]
-        elif len(node.args) > 1 and self.here(node): node.args[:2] = node.args[1::-1]
+        elif len(node.args) > 1 and not COMMUTES(ast.unparse(node.func)) and self.here(node): node.args[:2] = node.args[1::-1]
         return self.generic_visit(node)
 
     def visit_Expr(self, node):
