@@ -8,7 +8,7 @@ from hypothesis import assume, example, given, settings, strategies as st
 from torch import nn
 from sparsedm import masking
 from sparsedm.declare import DATASETS, EXTRACTORS, METHODS, PREPARE, PRESETS, SAMPLERS, SCALES, SCHEDULES
-from sparsedm.dynamic import counts, densities, draw_masks, grouped, layer_counts, prune_and_regrow, ungrouped
+from sparsedm.dynamic import Moves, counts, densities, draw_masks, grouped, layer_counts, prune_and_regrow, ungrouped
 from sparsedm.files import write_sealed
 from sparsedm.masking import nm_mask, nm_weight, parse_pattern, transposable_mask, why_dense
 from sparsedm.models import build_model
@@ -354,6 +354,19 @@ def test_moving_weights_drops_the_smallest_and_regrows_the_largest_scores(data, 
         wanted |= {(i, j) for _, i, j in open_[:sum(i in rows for i, _ in dropped)]}
     assert {tuple(p) for p in new.nonzero().tolist()} == stay | wanted
     assert {tuple(p) for p in changed.nonzero().tolist()} == dropped | wanted
+
+
+@given(st.integers(1, 20), st.floats(.01, 1), st.integers(1, 200), st.sampled_from(["random", "gradient"]))
+@example(10, 1., 40, "random")
+def test_a_topology_moves_every_so_many_steps_until_its_time_and_never_at_the_end(every, until, steps, regrow):
+    moves = Moves(regrow, .4, every=every, until=until)
+    due = [step for step in range(steps + 2 * every) if moves.due(step, steps)]
+    assert due == [k * every for k in range(1, steps + 1) if k * every <= until * steps and k * every < steps]
+    assert moves.times(steps) == len(due) and not any(Moves(every=every).due(step, steps) for step in due)
+    shares = [moves.share(step, steps) for step in [0, *due]]
+    assert shares[0] == .4 and shares == sorted(shares, reverse=True) and min(shares) >= 0
+    assert math.isclose(moves.share(until * steps / 2, steps), .2) and abs(moves.share(until * steps, steps)) < 1e-12
+    assert replace(moves, anneal=False).share(steps // 2, steps) == .4
 
 
 # runs and records
