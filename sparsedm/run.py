@@ -13,7 +13,7 @@ from functools import cached_property
 from .checks import Rule, boolean, check, finite_number, instance, one_of, string, whole_number
 from .conditions import check_told
 from .declare import (DATASETS, EXTRACTORS, FAMILIES, HOOKS, METHODS, PREPARE, PRESETS, PROCESSES, SAMPLERS,
-                              SCALES, SCHEDULES, TABLES, Registry)
+                              SCALES, SCHEDULES, TABLES, Registry, load_papers)
 from .files import text_sha
 from .layers import LAYERS
 from .masking import parse_pattern
@@ -282,8 +282,8 @@ def find_run(text:str, # an id, or a name such as "ours-uvit-2of4-s0"
     )->Run:
     "The run with this id or name; `ValueError` if there is none, or if a name fits several."
     if text in _MADE and scale in ("", _MADE[text].scale): return _MADE[text]
-    if scale: scales = [SCALES.named(scale).name]
-    else: scales = list(SCALES) or [SCALES.named("demo").name]
+    if not SCALES: load_papers()
+    scales = [SCALES.named(scale).name] if scale else list(SCALES)
     known = [r for s in scales for r in runs_of(s)]
     found = [r for r in known if text in (r.id, r.name)]
     if len(found) == 1: return found[0]

@@ -12,10 +12,11 @@ from sparsedm.diffusion import noise_loss
 from sparsedm.dynamic import Topology
 from sparsedm.execute import (NOISE_SEEDS, Curve, Flips, distance_to_dense, draw, execute_evaluation, execute_training, floor,
                               hooks_of, load_start, loss_by_time, throughput, train_config, training_images)
+from sparsedm.layers import weight_layers
 from sparsedm.models import build_model
 from sparsedm.progressive import SwitchPatterns
 from sparsedm.run import Run, make_run
-from sparsedm.ste import sparse_layers, sparsity_of
+from sparsedm.ste import sparse_layers, sparsify_, sparsity_of
 from sparsedm.training import TrainConfig, batch, learning_rate, train
 
 PLAIN = make_run("smoke", "ours", steps=6, one_shot="", schedule="", points=0)
@@ -330,6 +331,50 @@ def test_rates_are_images_over_seconds():
     with patch("torch.cuda.is_available", return_value=False):
         found = throughput(run, {}, [1.] * 6, dict(sample=5., train=3.))
     assert found == dict(sample_images_s=6., train_images_s=16.)
+
+
+def test_on_a_gpu_rates_are_set_against_its_peak():
+    "2 TFLOP/s are 1e12 multiplications with their additions a second; a network of 5e9 takes 1/200 of that."
+    run = replace(PLAIN, n_samples=30, batch_size=8, sampler_steps=10, lambda_teacher=.1)
+    peak = patch.object(execute, "gpu_tflops", lambda: 2.)
+    with patch("torch.cuda.is_available", return_value=True), peak:
+        found, more = (throughput(r, dict(attention=5.), [1.] * 6, dict(sample=5., train=3.)) for r in
+                       (run, replace(run, lambda_teacher=0.)))
+    assert found == dict(sample_images_s=6., train_images_s=16., gpu_tflops=2., sample_share=pytest.approx(6 * 10 / 200),
+                         train_share=pytest.approx(16 * 4 / 200))   # forward, twice that backward, and the teacher
+    assert more["train_share"] == pytest.approx(16 * 3 / 200)
+
+
+def test_flips_are_the_share_of_the_mask_that_a_step_changes():
+    layer = sparsify_(nn.Linear(8, 2, bias=False), "2:4", "ste", layers="paper")
+    w = next(layer.parameters())
+    w.data = torch.tensor([[4., 3, 2, 1, 1, 2, 3, 4], [4., 3, 2, 1, 1, 2, 3, 4]])
+    flips = Flips(2)
+    flips.attach(nn.Sequential(layer), None, None)
+    for step in range(4):
+        flips.before_step(step)
+        w.data[0, 2] += .75   # in the second step it overtakes the 3 beside it
+        flips.after_step(step + 1)
+    assert flips.state() == {"flips": [[2, 2 / 16], [4, 0.]]}   # looked at in every second step
+
+
+def written(run, losses):
+    "The results that a run with these losses hands to its record."
+    net, scores = build_model("smoke"), dict(fid=1.)
+    trained = patch.object(execute, "execute_training", lambda *args: (net, losses, {"flips": []}, 3.))
+    images = torch.zeros(300, 1, 8, 8, dtype=torch.uint8)
+    measured = patch.object(execute, "execute_evaluation", lambda *args: (images, scores, {}, [1.], dict(evaluate=2., sample=1.)))
+    with trained, measured: return calls_of(execute, "write_record", lambda: execute.do_run(run)).kwargs
+
+
+def test_a_record_keeps_about_a_hundred_losses_and_256_images():
+    few, many = written(PLAIN, [1., 2., 3.]), written(PLAIN, [float(k) for k in range(250)])
+    assert (few["loss"], few["loss_stride"]) == ([1., 2., 3.], 1)
+    assert many["loss_stride"] == 2 and many["loss"] == [2 * k + .5 for k in range(125)]   # means of two
+    assert written(PLAIN, [1 / 3])["loss"] == [.33333] and written(PLAIN, [])["loss"] == []
+    assert len(execute.load_samples(PLAIN)) == 256
+    assert few["seconds"] == dict(evaluate=2., sample=1., train=3.) and few["label"] == METHODS.named("ours").label
+    assert few["params"] == few["kept"] == sum(m.weight.numel() for m in weight_layers(build_model("smoke")).values())
 
 
 def test_a_record_has_the_label_of_its_method_and_all_fields_of_its_run():

@@ -9,6 +9,7 @@ from sparsedm import execute, training
 from sparsedm.declare import SCALES
 from sparsedm.execute import TimeIsUp, do_run, draw, load_start
 from sparsedm.experiments import drive
+from sparsedm.files import locked
 from sparsedm.records import model_path, record_path, run_folder
 from sparsedm.run import make_run
 
@@ -82,6 +83,17 @@ def test_each_seed_is_compared_with_the_dense_images_of_its_own_noise(repo):
         for seed in (0, 1):   # the dense model itself, but for one step of no size
             run = make_run("smoke", "dense-ft", seed, steps=1, lr=1e-12)
             assert run.start == make_run("smoke", "dense", 0).id and do_run(run)["metrics"]["dense_mse"] < 1e-6
+
+
+def test_a_start_that_is_gone_is_trained_again_and_a_run_at_work_is_not_begun_twice(repo):
+    dense, ours = make_run("smoke", "dense"), make_run("smoke", "ours")
+    do_run(ours)
+    for run in (dense, ours): model_path(run).unlink()
+    do_run(ours)
+    assert not model_path(ours).exists()      # its record is there, and nothing starts from it
+    with locked(run_folder(dense)/".lock"), pytest.raises(BlockingIOError): do_run(dense, wait=False)
+    do_run(dense)
+    assert model_path(dense).is_file()
 
 
 def test_damaged_caches_are_made_again(repo):

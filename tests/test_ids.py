@@ -1,5 +1,5 @@
 """Ids are for ever: records and checkpoints that came with the repository stay valid."""
-import hashlib
+import hashlib, subprocess, sys
 from pathlib import Path
 import pytest
 from sparsedm.checkpoints import load_model
@@ -39,6 +39,14 @@ def test_the_records_of_cifar_load_under_their_ids():
     assert [r["id"] for r in read_records(runs)] == [r.id for r in runs]
     assert {p.stem for p in record_path(runs[0]).parent.glob("*.json")} == CIFAR
     assert find_run("ours-uvit-2of4-s0-337fd8c8") == find_run("ours-uvit-2of4-s0", "cifar-cpu")
+
+
+def test_a_run_is_found_by_its_id_or_its_name_alone_in_all_scales():
+    "In a process that has made no run, and read no declaration."
+    wanted = {"ours-uvit-2of4-s0-337fd8c8": "cifar-cpu", "asp-uvit-2of4-s4": "evidence-digits"}
+    code = f"from sparsedm.run import find_run\nprint(*(find_run(text).scale for text in {list(wanted)}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == list(wanted.values()), done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("scale, models", [("demo", 9), ("evidence-digits", 9), ("cifar-cpu", 2)])

@@ -1,5 +1,5 @@
 """Properties of masks, packed weights, topologies, runs and records, stated apart from the code and tried on many inputs."""
-import json, math, os, re
+import copy, json, math, os, re
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from unittest.mock import patch
@@ -8,14 +8,15 @@ from hypothesis import assume, example, given, settings, strategies as st
 from torch import nn
 from sparsedm import masking
 from sparsedm.declare import DATASETS, EXTRACTORS, METHODS, PREPARE, PRESETS, SAMPLERS, SCALES, SCHEDULES
-from sparsedm.dynamic import counts, densities, draw_masks, grouped, layer_counts, prune_and_regrow, ungrouped
+from sparsedm.dynamic import Moves, counts, densities, draw_masks, grouped, layer_counts, prune_and_regrow, ungrouped
 from sparsedm.files import write_sealed
 from sparsedm.masking import nm_mask, nm_weight, parse_pattern, transposable_mask, why_dense
 from sparsedm.models import build_model
+from sparsedm.one_shot import asp_, asp_layer, one_shot_
 from sparsedm.packing import is_24_legal, load_packed, pack, save_packed, unpack, why_not_24
 from sparsedm.records import REQUIRED, SERIES, check_record, read_record, record_path, write_record
 from sparsedm.run import Run, make_run
-from sparsedm.ste import bake_, sparsify_
+from sparsedm.ste import bake_, sparsify_, sparsity_of
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=100)
 settings.load_profile("fixed")
@@ -219,6 +220,72 @@ def test_a_packed_file_with_a_changed_bit_is_refused(packed, data):
     with pytest.raises(ValueError, match=re.escape(str(path))): load_packed(path)
 
 
+# what needs no training
+
+def by_size(w, n, m):
+    "The mask that keeps the n largest of each m of `w` (out, in), float64; no ties."
+    ranks = w.abs().view(len(w), -1, m).argsort(-1, descending=True).argsort(-1)
+    return (ranks < n).view(w.shape)
+
+
+def obs(w, H, n, m, damping):
+    "SparseGPT from its paper: the inverse of what is still to come is computed anew for each column."
+    w, mask, H = w.clone(), torch.ones_like(w, dtype=torch.bool), H + damping * H.diagonal().mean() * torch.eye(len(H)).double()
+    inverse = [torch.linalg.inv(H[j:, j:]) for j in range(len(H))]
+    for j, left in enumerate(inverse):
+        if j % m == 0:
+            costs = torch.stack([w[:, k] / inverse[k][0, 0].sqrt() for k in range(j, j + m)], 1)
+            mask[:, j:j + m] = by_size(costs, n, m)
+        error = torch.where(mask[:, j], 0., w[:, j]) / left[0, 0]
+        w[:, j:] -= error[:, None] * left[0]
+    return w * mask, mask
+
+
+def calibrated(net, x, method, pattern, **how):
+    "The layers of a copy, pruned by what they see of x."
+    return one_shot_(copy.deepcopy(net), pattern, method, layers="paper", calibrate=[(part,) for part in x.split(7)], **how)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["2:4", "1:4", "3:4", "5:8"]), st.sampled_from([.01, .3]))
+@settings(max_examples=15)
+def test_wanda_and_sparsegpt_choose_what_their_papers_say(seed, pattern, damping):
+    n, m = parse_pattern(pattern)
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(16, 24, bias=False), nn.ReLU(), nn.Linear(24, 5))
+    x = torch.randn(40, 16) @ torch.randn(16, 16)   # of different sizes, and correlated
+    pruned = {method: calibrated(net, x, method, pattern, damping=damping) for method in ("wanda", "sparsegpt")}
+    for i, rows in ((0, x), (2, net[:2](x).detach())):
+        w, H = net[i].weight.detach().double(), (rows.T @ rows).double() / len(rows)
+        new, mask = obs(w, H, n, m, damping)
+        wanda, sparsegpt = (pruned[method][i] for method in ("wanda", "sparsegpt"))
+        assert torch.equal(sparsity_of(wanda).mask, by_size(w * rows.double().square().sum(0).sqrt(), n, m))
+        assert torch.equal(wanda.weight, net[i].weight * sparsity_of(wanda).mask)
+        assert torch.equal(sparsity_of(sparsegpt).mask, mask)
+        torch.testing.assert_close(sparsegpt.weight.double(), new, rtol=1e-3, atol=1e-4)
+
+
+def test_sparsegpt_passes_its_errors_on_from_block_to_block():
+    "128 columns are one block."
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(264, 3)), torch.randn(600, 264) @ torch.randn(264, 264)
+    w, H = net[0].weight.detach().double(), (x.T @ x).double() / len(x)
+    new, mask = obs(w, H, 2, 4, .01)
+    layer = calibrated(net, x, "sparsegpt", "2:4")[0]
+    assert torch.equal(sparsity_of(layer).mask, mask)
+    torch.testing.assert_close(layer.weight.double(), new, rtol=1e-3, atol=1e-4)
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([4, 8]), st.sampled_from([8, 16]))
+def test_asp_prunes_by_size_where_the_tiles_of_sparse_tensor_cores_fit(outs, ins, out, in_):
+    shape = outs * out, ins * in_
+    layer = nn.Linear(shape[1], shape[0])
+    assert asp_layer(layer) == (shape[0] % 8 == 0 and shape[1] % 16 == 0)
+    pruned = asp_(nn.Sequential(copy.deepcopy(layer), nn.Linear(16, 8)))
+    if asp_layer(layer): assert torch.equal(sparsity_of(pruned[0]).mask, by_size(layer.weight.detach(), 2, 4))
+    else: assert sparsity_of(pruned[0]) is None
+    assert sparsity_of(pruned[1]).pattern == "2:4"
+
+
 # topologies
 
 SHAPES = st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 12), st.integers(1, 12)) |
@@ -287,6 +354,19 @@ def test_moving_weights_drops_the_smallest_and_regrows_the_largest_scores(data, 
         wanted |= {(i, j) for _, i, j in open_[:sum(i in rows for i, _ in dropped)]}
     assert {tuple(p) for p in new.nonzero().tolist()} == stay | wanted
     assert {tuple(p) for p in changed.nonzero().tolist()} == dropped | wanted
+
+
+@given(st.integers(1, 20), st.floats(.01, 1), st.integers(1, 200), st.sampled_from(["random", "gradient"]))
+@example(10, 1., 40, "random")
+def test_a_topology_moves_every_so_many_steps_until_its_time_and_never_at_the_end(every, until, steps, regrow):
+    moves = Moves(regrow, .4, every=every, until=until)
+    due = [step for step in range(steps + 2 * every) if moves.due(step, steps)]
+    assert due == [k * every for k in range(1, steps + 1) if k * every <= until * steps and k * every < steps]
+    assert moves.times(steps) == len(due) and not any(Moves(every=every).due(step, steps) for step in due)
+    shares = [moves.share(step, steps) for step in [0, *due]]
+    assert shares[0] == .4 and shares == sorted(shares, reverse=True) and min(shares) >= 0
+    assert math.isclose(moves.share(until * steps / 2, steps), .2) and abs(moves.share(until * steps, steps)) < 1e-12
+    assert replace(moves, anneal=False).share(steps // 2, steps) == .4
 
 
 # runs and records
@@ -434,8 +514,8 @@ def test_a_record_that_contradicts_itself_or_its_run_is_refused(found, above, mo
         with pytest.raises(ValueError, match=says): check_record(found | changed)
 
 
-def test_a_record_is_that_of_its_run_alone(elsewhere):
-    "Sealed anew, with each field changed."
+def test_a_record_that_was_sealed_anew_is_checked_when_it_is_read(elsewhere):
+    "With each field of its run changed, or with results that cannot be."
     found = {part: dict.fromkeys(names, 1.) for part, names in REQUIRED.items()}
     found["metrics"] |= dict(extractor=PLAIN.extractor, n_samples=PLAIN.n_samples)
     path = write_record(PLAIN, params=2, kept=1, **found, **{k: [] for k in SERIES})
@@ -445,6 +525,9 @@ def test_a_record_is_that_of_its_run_alone(elsewhere):
         wrong = good | dict(run=good["run"] | {name: "another" if isinstance(value, str) else [value]})
         reseal(path, wrong)
         with pytest.raises(ValueError, match=f"is not the record of {PLAIN.id}"): read_record(PLAIN)
+    for part, value in dict(params=0, metrics={}, loss=[None], kept=-1, seconds=good["macs"]).items():   # well sealed, and wrong
+        reseal(path, good | {part: value})
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))}: (missing|not|below|kept)"): read_record(PLAIN)
     reseal(path, good)
     assert read_record(PLAIN)["id"] == PLAIN.id and record_path(PLAIN) == path
 
