@@ -148,8 +148,8 @@ def read_sealed(path, # a file of `write_sealed`
     "Read it back; `ValueError` that names a file whose values are not those that were written."
     found = read_json(path)
     if not isinstance(found, dict): raise ValueError(f"{path} has no values under names; {_REMEDY}")
-    written = found.pop("checksum", None)
-    if written == _checksum(found) or written is None and found.keys() <= set(earlier): return found
+    is_sealed, written = "checksum" in found, found.pop("checksum", None)
+    if written == _checksum(found) or not is_sealed and found.keys() <= set(earlier): return found
     raise ValueError(f"{path} is damaged, or was changed by hand: its checksum is {_checksum(found)}, it was written "
                      f"with {written}; {_REMEDY}")
 
