@@ -154,6 +154,8 @@ def test_notebook_is_whole(path):
     outputs = [o for c in notebook["cells"] for o in c.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error"]
     assert not [o for o in outputs if "widget-view" in json.dumps(list(o.get("data", {})))]   # they show nothing when saved
+    said = ["".join(o.get("text", "")) for o in outputs]
+    assert not [text for text in said if re.search(r"\.py:\d+: ", text)]   # a warning with the path of somebody's machine
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
