@@ -18,6 +18,7 @@ from .cpu_linear import pack_rows, sparse_linear
 from .cpu_training import entry_gradient, placed, scattered, turned
 from .dynamic import Topology, grouped, own_group, prune_and_regrow
 from .layers import weight_layers
+from .seeds import seeded
 
 # %% ../nbs/12f_cpu_scratch.ipynb #12fa0006
 class Entries(nn.Module):
@@ -215,7 +216,7 @@ class EntryTopology(_Looking):
     "`dynamic.Topology` for layers of entries."
     @torch.no_grad()
     def move(self, step): # `step` steps are done
-        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        generator = seeded(self.seed, step)
         for name, layer in self.layers.items():
             mask, w, score = layer.mask, layer.dense(), layer.score
             k = self.how_many(mask, step)

@@ -15,6 +15,7 @@ from torch import nn, Tensor
 from .checks import any_seed, boolean, check, finite_number, floats, instance, one_of, tensor, whole_number
 from .declare import HOOKS, Hook
 from .layers import weight_layers
+from .seeds import seeded
 from .ste import check_baked
 
 # %% ../nbs/03_dynamic.ipynb #d03a0006
@@ -243,7 +244,7 @@ class _Moving(_Kept):
 
     @torch.no_grad()
     def move(self, step): # `step` steps are done
-        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        generator = seeded(self.seed, step)
         for name, w in self.weights.items():
             mask, score = self.masks[name], self.scores.pop(name, None)
             k = self.how_many(mask, step)

@@ -33,7 +33,7 @@ def _fine_options(v): return isinstance(v, dict) and json.loads(json.dumps(v, al
 # %% ../nbs/30_run.ipynb #b7b183c4
 RULES = {
     "scale": _named(SCALES), "method": Rule("a method", _fine_method), "backbone": string,
-    "seed": whole_number(0, 2**23 - 1),
+    "seed": whole_number(0, 2**32 - 1),
     "data": _named(DATASETS), "model": _named(PRESETS), "start": string, "teacher": string,
     "pattern": Rule('an N:M pattern or ""', _fine_pattern), "estimator": one_of(("", *ESTIMATORS)),
     "layers": one_of(tuple(LAYERS)), "one_shot": _named(PREPARE, empty=True),

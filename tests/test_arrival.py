@@ -138,7 +138,6 @@ def test_seed_step_and_flip_decide_the_batch():
     assert torch.equal(flipped[1], first[1]) and torch.equal(flipped[2], first[2])   # flips have a generator of their own
 
 
-@pytest.mark.xfail(strict=True, reason="a CPU's generator reads 32 bits of a seed; the run's stand above them")
 def test_each_seed_has_times_and_noise_of_its_own():
     digits, cfg = load_images("digits"), TrainConfig(6, batch_size=32, seed=1)
     first, second = (batch(digits, replace(cfg, seed=seed), 3) for seed in (1, 2))
