@@ -190,6 +190,8 @@ class Net:
     data:str = ""                # row of DATASETS; "": that of the scale
     measure:Measure = None       # how it is measured; None: as the scale says
     options:dict = field(default_factory=dict)    # of all its runs, such as what it is told, see `24d_conditions`
+    gpus:int = 1                 # that train one run together, where there are so many
+    shard:bool = False           # does each of them keep only a share of the weights?
 
 # %% ../nbs/29_declare.ipynb #29scale0
 def _are_seeds(v): return isinstance(v, tuple) and len(set(v)) == len(v) > 0 and all(map(whole_number().fine, v))

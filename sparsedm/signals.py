@@ -48,8 +48,8 @@ class BetweenSteps:
     def after_step(self, step):
         if self.asked: raise Stopped(f"after step {step}")
 
-    def go_on(self): # as the signal would have
-        if self.asked: raise Terminated if self.asked == signal.SIGTERM else KeyboardInterrupt
+    def go_on(self): # as the signal would have, be it this process's or another's that it works with
+        raise Terminated if self.asked == signal.SIGTERM else KeyboardInterrupt
 
 # %% ../nbs/28c_signals.ipynb #28pipe01
 @contextmanager

@@ -1,38 +1,151 @@
 """Training: across processes, and minute by minute."""
-import os, re, shutil, subprocess, sys, time
+import sys, time
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
-import torch
-from safetensors.torch import load_file
+import psutil, pytest, torch
 from sparsedm import training
 from sparsedm.checkpoints import load_tensors
 from sparsedm.data import load_images
+from sparsedm.execute import do_run
 from sparsedm.models import build_model
+from sparsedm.processes import launch
+from sparsedm.records import run_folder
 from sparsedm.run import make_run
 from sparsedm.training import TrainConfig, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_two_processes_learn_what_one_learns(tmp_path):
-    "Two CPU processes, started as `accelerate launch` starts those of several GPUs: the same model but for rounding."
-    def train(folder, processes, *launch):
-        folder.mkdir()
-        for name in ("Snakefile", "settings.ini"): shutil.copy(ROOT/name, folder/name)
-        command = [sys.executable, "-m", *launch, "sparsedm.execute", "smoke", "dense-uvit-s0"]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert re.findall(r"steps on (\d+) processes", done.stdout) == [str(processes)], done.stdout   # said by one of them
-        return load_file(folder/"runs"/"smoke"/make_run("smoke", "dense").id/"model.safetensors")
+TOGETHER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from accelerate.utils import broadcast_object_list
+from sparsedm.data import load_images
+from sparsedm.models import build_model
+from sparsedm.signals import Stopped
+from sparsedm.ste import sparsify_
+from sparsedm.training import TrainConfig, accelerator, noise_loss, train
 
-    one = train(tmp_path/"one", 1)
-    two = train(tmp_path/"two", 2, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
-    start = max(v.abs().max() for v in one.values())
-    assert start > 0 and set(one) == set(two)
-    for k in one: torch.testing.assert_close(two[k], one[k], rtol=1e-3, atol=1e-4, msg=lambda m: f"{k}: {m}")
+class Asked:
+    "A signal that reaches one of the processes, a step before the others could know."
+    def __init__(self, rank, at): self.rank, self.at = rank, at
+    def after_step(self, step):
+        if step == self.at and accelerator().process_index == self.rank: raise Stopped(f"after step {step}")
+
+def small(*args, **kwargs):
+    "The loss, on a device whose memory is full with more than 4 images, if it is the second's."
+    if accelerator().process_index and len(args[1]) > 4: raise torch.OutOfMemoryError("full")
+    sizes.append(len(args[1]))
+    return noise_loss(*args, **kwargs)
+
+def student():
+    torch.manual_seed(0)
+    return sparsify_(build_model("smoke"), "2:4", "improved")
+
+def learn(name, **settings):
+    ema, log = train(student(), digits, cfg, folder/name, log_every=3, progress=False, **settings)
+    if accelerator().is_main_process: torch.save((ema.state_dict(), log.loss.tolist()), folder/f"{name}.pt")
+
+folder, digits, sizes = Path(sys.argv[1]), load_images("digits"), []
+cfg = TrainConfig(8, batch_size=24, lr=1e-3, warmup=1, ema=.5)
+"""
+
+WORK = TOGETHER + """
+learn("plain")
+learn("small", loss_fn=small)
+assert set(sizes[1:]) == {3}, sizes   # in both, after a first look at what fits into each
+learn("sharded", shard=True)
+for how in (dict(), dict(shard=True)):
+    name = f"stopped{len(how)}"
+    try: learn(name, hooks=[Asked(1, 4)], **how)
+    except Stopped: pass
+    else: raise AssertionError("process 1 stopped, and process 0 did not")
+"""
+
+
+@pytest.fixture
+def on_cpus(monkeypatch):
+    "Processes of a launch, as those of several GPUs."
+    for name, value in dict(ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1").items():
+        monkeypatch.setenv(name, value)
+
+
+def learned(folder, name): return torch.load(folder/f"{name}.pt", weights_only=True)
+
+
+def test_two_processes_learn_what_one_learns_whole_or_shared_out(tmp_path, on_cpus):
+    script = tmp_path/"work.py"
+    script.write_text(WORK)
+    launch([str(script), str(tmp_path)], 2, tmp_path/"said.txt")
+    namespace = {}
+    with patch.object(sys, "argv", ["", str(tmp_path)]): exec(TOGETHER, namespace)
+    namespace["learn"]("alone")
+    alone, losses = learned(tmp_path, "alone")
+    for name in ("plain", "small", "sharded"):
+        other, curve = learned(tmp_path, name)
+        torch.testing.assert_close(curve, losses, rtol=1e-5, atol=1e-6)
+        for k in alone: torch.testing.assert_close(other[k], alone[k], rtol=1e-4, atol=1e-5, msg=lambda m: f"{name} {k}: {m}")
+    for name in ("stopped0", "stopped1"):   # both met at the next look at the loss; one process goes on to the same end
+        assert load_tensors(tmp_path/name/"checkpoint.safetensors")[1]["step"] == 6
+        namespace["learn"](name)
+        for k, v in learned(tmp_path, name)[0].items(): torch.testing.assert_close(v, alone[k], rtol=1e-4, atol=1e-5)
+
+
+LONG = TOGETHER + """
+import time
+class Slow:
+    def after_step(self, step): time.sleep(.2)
+
+learn("long", save_every=2, hooks=[Slow()])
+"""
+
+def test_a_killed_process_ends_all_and_the_next_start_goes_on(tmp_path, on_cpus):
+    script, log, killed = tmp_path/"work.py", tmp_path/"said.txt", []
+    arguments = ["-u", str(script), str(tmp_path)]
+    script.write_text(LONG)
+
+    def kill_one(step): # as soon as there is something to go on from
+        if killed or not (tmp_path/"long"/"checkpoint.safetensors").exists(): return
+        workers = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:] == arguments]
+        killed.append(next(p for p in workers if p.environ()["RANK"] == "1"))
+        killed[0].kill()
+
+    with pytest.raises(RuntimeError, match="training in 2 processes failed: process 1 was ended by SIGKILL; all said is in"):
+        launch(arguments[1:], 2, log, kill_one)
+    assert not any(p.is_running() for p in killed) and not (tmp_path/"long.pt").exists()
+    began = load_tensors(tmp_path/"long"/"checkpoint.safetensors")[1]["step"]
+    launch(arguments[1:], 2, log)
+    namespace = {}
+    with patch.object(sys, "argv", ["", str(tmp_path)]): exec(TOGETHER, namespace)
+    namespace["learn"]("alone")
+    (resumed, curve), (alone, losses) = learned(tmp_path, "long"), learned(tmp_path, "alone")
+    assert 0 < began < len(curve) == len(losses)
+    for k in alone: torch.testing.assert_close(resumed[k], alone[k], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_is_the_same_record_by_one_process_and_by_two(tmp_path, monkeypatch, on_cpus):
+    records = []
+    for processes in (1, 2):
+        root = tmp_path/str(processes)
+        (root/"data").mkdir(parents=True)
+        (root/"data"/"extractors").symlink_to(ROOT/"data"/"extractors")
+        for name in ("Snakefile", "settings.ini"): (root/name).touch()
+        monkeypatch.setenv("SPARSEDM_ROOT", str(root))
+        run = make_run("smoke", "dense")
+        records.append(do_run(run, processes=processes))
+        said = run_folder(run)/"launched.txt"
+        assert said.exists() == (processes == 2)
+        if said.exists(): assert "20 steps of 16 images, 8 in each of 2 processes" in said.read_text()
+        assert not (run_folder(run)/"checkpoint.safetensors").exists()
+    one, two = records
+    assert one["run"] == two["run"] and len(one["loss"]) == len(two["loss"])
+    for name in ("held_out", "fid"):
+        assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-3), name
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4) and two["seconds"]["train"] > 0
 
 
 class Kept:
