@@ -1,10 +1,11 @@
 # The graph: run → record → tables and figures. `make reproduce` calls it through sparsedm.experiments, which writes the job it reads;
 # alone, `snakemake --cores 2 --config scale=demo` makes its own. A run is done only when its record is missing.
-import shlex, sys
-from sparsedm.graph import read_job
+import os, shlex, sys
+from sparsedm.graph import JOB_FILE, read_job
 
 try: JOB = read_job(config)
 except (ValueError, OSError, ImportError) as e: sys.exit(f"sparsedm: {e}")   # Snakemake would show a traceback
+os.environ[JOB_FILE] = JOB["job"]
 SCALE, BATCHES = JOB["scale"], JOB["batches"]
 EXECUTED = f"runs/{SCALE}/batches/{{name}}.ipynb"
 PYTHON = "OMP_NUM_THREADS={threads} " + shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")
@@ -20,7 +21,7 @@ rule batch:
     output: EXECUTED
     log: f"runs/{SCALE}/batches/{{name}}.txt"
     params: runs=lambda w: " ".join(BATCHES[w.name]["runs"]), job=JOB["job"]
-    retries: 1   # if its process was killed; finished runs are not repeated
+    resources: gpu=lambda w: BATCHES[w.name]["gpus"]
     shell:
         PYTHON + " -m papermill --log-level WARNING --no-progress-bar nbs/runs/train.ipynb {output:q}"
         f" -r scale {SCALE}" " -r runs {params.runs:q} -r job {params.job:q} > {log:q} 2>&1 || {{ tail -n 25 {log:q} >&2; exit 1; }}"

@@ -115,10 +115,10 @@ def summary(scale:str)->str: # text
     if counts: lines.append("claims: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
     return "\n".join(lines)
 
-def _whole(scale, only, cores, dry_run):
+def _whole(scale, only, cores, dry_run, profile):
     "The graph, and what to say when it is done."
     began = time.monotonic()
-    worked = run_graph(scale, only, cores=cores, dry_run=dry_run)
+    worked = run_graph(scale, only, cores=cores, dry_run=dry_run, profile=profile)
     if dry_run: return
     if not worked: print(f"nothing to do: scale {scale} is up to date")
     said = summary(scale)
@@ -140,6 +140,8 @@ def parser()->argparse.ArgumentParser:
     some = f"some of {', '.join(TABLES)}"
     p.add_argument("--only", nargs="+", default=(), choices=list(TABLES), metavar="NAME", help=some)
     p.add_argument("--cores", type=int, default=0, help="jobs at a time, one thread each (default: one per core)")
+    p.add_argument("--profile", default="", metavar="FOLDER", help="send the jobs where this Snakemake profile says, "
+                   "such as profiles/slurm")
     p.add_argument("--dry-run", action="store_true", help="say what would run, why, and about how long it takes")
     p.add_argument("--minutes", type=float, help="instead of the graph: do runs one after the other in this process, "
                    "by importance, for so many minutes (for a GPU); no figures")
@@ -152,9 +154,9 @@ def _asked(p, arguments=None): # None: those of the command line
     if given.minutes is not None and not 0 < given.minutes < math.inf:
         p.error(f"--minutes must be above 0; got {given.minutes}")
     if given.cores < 0: p.error(f"--cores must be 0 or more; got {given.cores}")
-    other = given.minutes or given.only or given.dry_run or given.cores
+    other = given.minutes or given.only or given.dry_run or given.cores or given.profile
     if given.pretrain and other: p.error("--pretrain goes with no other option")
-    if given.minutes and (given.dry_run or given.cores): p.error("--minutes goes with --only alone")
+    if given.minutes and (given.dry_run or given.cores or given.profile): p.error("--minutes goes with --only alone")
     return given
 
 # %% ../nbs/36_experiments.ipynb #fd74d4e8
@@ -170,7 +172,7 @@ def main():
 def _work(given):
     precision()   # a wrong value of accelerate's variable is said at once
     if given.pretrain: pretrain(given.scale)
-    elif not given.minutes: _whole(given.scale, given.only, given.cores, given.dry_run)
+    elif not given.minutes: _whole(given.scale, given.only, given.cores, given.dry_run, given.profile)
     elif any(map(why_missing, drive(given.scale, given.minutes, given.only))): sys.exit(1)
 
 if __name__ == "__main__" and "__file__" in globals():   # not inside a notebook

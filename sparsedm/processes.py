@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['agreed', 'mask_sums', 'check_same', 'check_masks', 'shard_', 'gathered', 'share_of', 'shares_of', 'Autocast',
-           'launch']
+           'launch', 'take_gpus']
 
 # %% ../nbs/26a_processes.ipynb #82b1921e
-import ctypes, os, re, signal, subprocess, sys, time
+import ctypes, os, re, signal, socket, subprocess, sys, time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 import torch
 from accelerate import Accelerator
@@ -18,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from .checks import a_function, check, instance, whole_number
 from .data import fingerprint
+from .files import cache_dir, locked
 from .layers import weight_layers
 
 # %% ../nbs/26a_processes.ipynb #8c1c75ab
@@ -144,3 +146,32 @@ def _cause_in(log):
         errors.sort(key=lambda found: found[0] != rank)
     lines = [line for _, line in errors] or said.splitlines()[-1:] or ["nothing was said"]
     return lines[0].strip()
+
+# %% ../nbs/26a_processes.ipynb #26agpus1
+_HELD = ExitStack()   # locks of this process's GPUs, until it ends
+
+def _free(names, n): # the locks of n, as far as they are free; else all are let go
+    with ExitStack() as found:
+        taken = []
+        for name in names:
+            path = cache_dir()/"gpus"/f"{socket.gethostname()}-{name}.lock"
+            with suppress(BlockingIOError):
+                found.enter_context(locked(path, wait=False))
+                taken.append(name)
+            if len(taken) == n: return taken, found.pop_all()
+    return [], None
+
+def take_gpus(n:int, # at most; fewer where there are not so many
+    pause:float=5., # seconds between looks, where none is free
+    )->list: # their names, of CUDA_VISIBLE_DEVICES
+    "Choose GPUs that no other job has, wait where there are none, and see no others from here on."
+    check(n=(n, whole_number()))
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = visible or [str(i) for i in range(torch.cuda.device_count())]
+    n = min(n, len(names))
+    if not n or "SLURM_JOB_ID" in os.environ: return names[:n]
+    if torch.cuda.is_initialized(): raise RuntimeError("GPUs must be taken before the first is used")
+    while not (found := _free(names, n))[0]: time.sleep(pause)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(found[0])
+    _HELD.enter_context(found[1])
+    return found[0]
