@@ -209,7 +209,7 @@ def make_run(scale:str, # row of SCALES
     where, how = SCALES.named(scale), METHODS.named(method)
     if unknown := sorted(set(changes) - {f.name for f in fields(Run)}):
         raise ValueError(f"a run has no field {unknown[0]!r}; it has: {', '.join(f.name for f in fields(Run))}")
-    check_fields(dict(seed=seed, pattern=pattern, **changes))
+    check_fields(dict(seed=seed, pattern=pattern, backbone=backbone, **changes))
     net = _net(where, backbone)
     dense = _dense(where, net, backbone, _start_of(where, seed))
     changes["options"] = {**net.options, **how.options, **changes.get("options", {})}
