@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import nn
 from .accelerate import accelerate_, explain, pattern_of
 from .checkpoints import save_model
+from .checks import a_path, check
 from .data import image_grid, load_images
 from .declare import FAMILIES, load_papers
 from .diffusion import process, sample, to_uint8
@@ -112,6 +113,7 @@ def _as_it_came(opened): # each tensor in the type that it had in the file
     return opened.model
 
 def _free(to):
+    check(to=(to, a_path))
     if Path(to).exists(): raise FileExistsError(f"{to} exists already; choose another --to")
     return Path(to)
 

@@ -12,18 +12,20 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import nn, Tensor
-from .checks import check, finite_number, instance, whole_number
-from .data import load_images
+from .checks import Rule, check, finite_number, instance, optional, several, string, whole_number
+from .data import Rows, load_images
 from .declare import CONDITIONS, PRESETS, Condition
 from .guidance import Drop, Guided
 
 # %% ../nbs/24d_conditions.ipynb #24c00006
 def _labels(data):
+    check(data=(data, instance(Rows)))
     if getattr(data, "labels", None) is None: raise ValueError(f"data set {data.name!r} has no labels to tell")
     return dict(y=data.labels)
 
+def _names(data): return getattr(data, "classes", ())   # of its classes; shards have none
 def _no_label(data):
-    classes = len(data.classes) or int(_labels(data)["y"].max()) + 1
+    classes = len(_names(data)) or int(_labels(data)["y"].max()) + 1
     return dict(y=torch.tensor(classes))
 
 CONDITIONS.add(Condition("labels", _labels, _no_label, fits=lambda config: config.get("num_classes", 0) > 0))
@@ -46,14 +48,14 @@ def word_features(texts:list, # of strings; "" is the text that says nothing
     width:int=16, # of a feature
     )->Tensor: # (N, 77, width)
     "Made text features: equal texts, equal features; shared words, shared rows."
-    check(texts=(texts, instance(list, tuple)), width=(width, whole_number(1)))
+    check(texts=(texts, several(string, 1)), width=(width, whole_number(1)))
     return torch.stack([_of_text(text, width) for text in texts])
 
 # %% ../nbs/24d_conditions.ipynb #24c0000b
 def captions(data)->list: # a text for each image
     "Class names in one of four phrases, in turn."
     labels = _labels(data)["y"].tolist()
-    names = [str(name) for name in data.classes] or [str(k) for k in range(max(labels) + 1)]
+    names = [str(name) for name in _names(data)] or [str(k) for k in range(max(labels) + 1)]
     return [PHRASES[i % len(PHRASES)].format(names[k]) for i, k in enumerate(labels)]
 
 WIDTH = 16   # of made features
@@ -63,9 +65,12 @@ CONDITIONS.add(Condition("words", of=lambda data: dict(context=word_features(cap
                          fits=lambda config: config.get("clip_dim", 0) == WIDTH))
 
 # %% ../nbs/24d_conditions.ipynb #24c0000e
+_A_RUN = Rule("a run", lambda v: isinstance(getattr(v, "options", None), dict))
+
 def condition_of(run # with `data` and `options`
     )->Condition|None: # None: its network is told nothing
     "The condition that a run names."
+    check(run=(run, _A_RUN))
     name = run.options.get("cond")
     return CONDITIONS.named(name) if name else None
 
@@ -76,19 +81,23 @@ def told_rows(run, split:str="train")->dict: # argument of the network → tenso
 
 def told_samples(run, n:int)->dict: # argument of the network → tensor with n rows
     "What the first n samples of a run are told."
+    check(n=(n, whole_number(1)))
     rows = told_rows(run)
     if not rows: return {}
     size = len(next(iter(rows.values())))
     pick = torch.from_numpy(np.random.RandomState(run.seed).randint(size, size=n))   # its stream is frozen
     return {name: values[pick] for name, values in rows.items()}
 
+# %% ../nbs/24d_conditions.ipynb #d2b54876
 def drop_of(run)->Drop|None:
     "How often the run's training leaves its condition out."
+    check(run=(run, _A_RUN))
     p = run.options.get("drop", 0.)
     return Drop(p, condition_of(run).null(load_images(run.data))) if p else None
 
 def guided(model:nn.Module, run)->nn.Module: # `Guided`, or the model itself without guidance
     "The network that a run samples with."
+    check(model=(model, instance(nn.Module)), run=(run, _A_RUN))
     scale = run.options.get("guidance", 0.)
     return Guided(model, scale, condition_of(run).null(load_images(run.data))) if scale else model
 
@@ -97,6 +106,10 @@ def check_told(model:str, # row of PRESETS
     options:dict, # of a run
     )->None:
     "`ValueError` unless a network can be told, and guided, as a run's options say."
+    check(options=(options, instance(dict)))
+    drop, guidance = (options.get(name, 0.) for name in ("drop", "guidance"))
+    check(cond=(options.get("cond"), optional(string)), drop=(drop, finite_number(0, 1)),
+          guidance=(guidance, finite_number(0)))
     name, config = options.get("cond"), PRESETS.named(model)
     fitting = [c.name for c in CONDITIONS.values() if c.fits(config)]
     if name is None:
@@ -109,8 +122,6 @@ def check_told(model:str, # row of PRESETS
     if not CONDITIONS.named(name).fits(config):
         takes = f"it takes {', '.join(fitting)}" if fitting else "it takes no condition that is known"
         raise ValueError(f"model {model} cannot be told {name}: {takes}")
-    drop, guidance = (options.get(name, 0.) for name in ("drop", "guidance"))
-    check(drop=(drop, finite_number(0, 1)), guidance=(guidance, finite_number(0)))
-    if options.get("guidance") and not options.get("drop"):
+    if guidance and not drop:
         raise ValueError("guidance asks the network with and without its condition: drop must say how often it "
                          "is left out in training")

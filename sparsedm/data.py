@@ -7,7 +7,7 @@ __all__ = ['PIXELS', 'fingerprint', 'Rows', 'Images', 'to_float', 'States', 'bat
            'load_images', 'pictures', 'batch_indices', 'random_flip']
 
 # %% ../nbs/24_data.ipynb #0304b364
-import gzip, hashlib, io, math, struct
+import gzip, hashlib, io, math, os, struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from torch import Tensor
 from .checks import check, optional, tensor, whole_number
 from .declare import CODECS, DATASETS, Codec, Dataset
 from .diffusion import to_uint8
-from .files import data_dir
+from .files import data_dir, not_data
 
 # %% ../nbs/24_data.ipynb #e4ef3254
 def fingerprint(*tensors:Tensor # of any type, with at least one dimension
@@ -190,7 +190,7 @@ def _idx(path):
     return torch.frombuffer(bytearray(raw[4 + 4*n:]), dtype=torch.uint8).view(shape)
 
 def _fashion(split, path, size):
-    folder = Path(path or data_dir()).expanduser()/"FashionMNIST"/"raw"
+    folder = Path(os.path.expanduser(path or data_dir()))/"FashionMNIST"/"raw"
     part = "t10k" if split == "test" else "train"
     found = []
     for name in (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"):
@@ -239,7 +239,8 @@ def read_pixels(source, # a file, or its bytes
     try: x = _decode(io.BytesIO(source) if isinstance(source, bytes) else source, size, crop)
     except _Refused as e: raise ValueError(f"image {name}: {e}") from None
     except Exception as e: # PIL raises many kinds
-        raise ValueError(f"image {name}: cannot be decoded ({type(e).__name__}: {e})") from e
+        left = "" if isinstance(source, bytes) or not Path(source).is_file() else not_data(source)
+        raise ValueError(f"image {name}: {left or f'cannot be decoded ({type(e).__name__}: {e})'}") from e
     return x[None] if x.ndim == 2 else x.transpose(2, 0, 1)
 
 def _stack(arrays, names):
@@ -279,7 +280,7 @@ _HOW = ("Point SPARSEDM_DATA, or path=, to the folder that contains cifar10/, or
         f"hf download {_HUB} --repo-type dataset --local-dir <data>/cifar10")
 
 def _cifar10(split, path, size):
-    folder = Path(path or data_dir()).expanduser()/"cifar10"/"plain_text"
+    folder = Path(os.path.expanduser(path or data_dir()))/"cifar10"/"plain_text"
     files = tuple(map(str, sorted(folder.glob(f"{split}-*.parquet"))))
     missing = f"CIFAR-10: no {split}-*.parquet in {folder}"
     if path and not files: raise FileNotFoundError(f"{missing}. {_HOW}")
@@ -299,7 +300,7 @@ def _image_files(path, size):
     if path is None: raise ValueError("path: the folder of images is needed for name='folder'")
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"size: the side of the images in pixels is needed for name='folder', got {size!r}")
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not root.is_dir(): raise FileNotFoundError(f"path: a folder of images expected, there is none at {root}")
     files = sorted(f for f in root.rglob("*") if _is_image(f))
     if not files: raise FileNotFoundError(f"path: no image ({', '.join(_SUFFIXES)}) in {root} or below")

@@ -10,11 +10,11 @@ __all__ = ['FAMILIES', 'PRESETS', 'DATASETS', 'CODECS', 'CONDITIONS', 'PROCESSES
 
 # %% ../nbs/29_declare.ipynb #92fbc1d0
 import importlib, os, pkgutil, sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from importlib.util import find_spec
-from .checks import Rule, check, instance, one_of, plain_name, string, whole_number
+from .checks import Rule, a_function, check, instance, mapping, one_of, plain_name, string, whole_number
 
 # %% ../nbs/29_declare.ipynb #f0dc80ce
 def load_papers():
@@ -53,6 +53,7 @@ class Registry(dict):
     def named(self, name):
         "The declaration of this name, or `name` if it is one; `ValueError` with the known names for another."
         if self.kind and self.takes(name): return name
+        if not isinstance(name, Hashable): raise ValueError(f"a {self.what} is named by a text; got {name!r}")
         if name not in self: load_papers()
         if name not in self: raise ValueError(f"unknown {self.what} {name!r}; known: {', '.join(map(str, self))}")
         return self[name]
@@ -92,6 +93,8 @@ class Dataset:
     tiny:bool = False            # so small that neither a GPU nor torch.compile pays
     codec:str = "pixels"         # row of CODECS
     cond:Callable = None         # (n, seed) → dict: what the network is told of n samples, such as a mask
+
+    def __post_init__(self): check(name=(self.name, plain_name), load=(self.load, a_function))
 
 # %% ../nbs/29_declare.ipynb #8f76eefd
 @dataclass(frozen=True)
@@ -212,8 +215,8 @@ class Scale:
     short_sweeps:bool = False    # with fewer settings, and fewer ratios on the second backbone?
 
     def __post_init__(self):
-        check(name=(self.name, plain_name), nets=(self.nets, instance(dict)), seeds=(self.seeds, _SEEDS),
-              measure=(self.measure, instance(Measure)))
+        check(name=(self.name, plain_name), nets=(self.nets, mapping(plain_name, instance(Net))),
+              seeds=(self.seeds, _SEEDS), measure=(self.measure, instance(Measure)))
         check(starts=(self.starts, whole_number(0, len(self.seeds))))
 
 SCALES = Registry("scale", "Scale", of_papers=True)

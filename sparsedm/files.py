@@ -6,7 +6,7 @@
 __all__ = ['is_root', 'find_root', 'root', 'records_dir', 'speed_dir', 'checkpoints_dir', 'runs_dir', 'figures_dir',
            'notebooks_dir', 'cache_dir', 'data_dir', 'extractors_dir', 'codecs_dir', 'shards_dir', 'atomic_write',
            'write_text', 'write_json', 'check_writable', 'read_json', 'sweep', 'write_sealed', 'read_sealed', 'locked',
-           'file_sha', 'text_sha', 'remember', 'nothing_to_do', 'main']
+           'file_sha', 'not_data', 'text_sha', 'remember', 'nothing_to_do', 'main']
 
 # %% ../nbs/28_files.ipynb #820851b2
 import hashlib, json, os, platform, re, sys
@@ -22,13 +22,17 @@ def is_root(folder:Path # any folder
     "Is this the root of a checkout?"
     return (folder/"Snakefile").is_file() and (folder/"settings.ini").is_file()
 
+def _given(variable): # a folder, by the environment; None: not set
+    given = os.environ.get(variable)
+    if not given: return None
+    if re.search(r"[\x00-\x1f\x7f]", given): raise ValueError(f"{variable}={given!r}: no folder is called so")
+    return Path(os.path.expanduser(given))
+
 def find_root()->Path|None: # None: there is no checkout
     "The root, or None; `FileNotFoundError` if `SPARSEDM_ROOT` names a folder that is none."
-    if given := os.environ.get("SPARSEDM_ROOT"):
-        folder = Path(given).expanduser().resolve()
-        if not is_root(folder):
-            raise FileNotFoundError(f"SPARSEDM_ROOT={given}: a folder with Snakefile and settings.ini expected")
-        return folder
+    if folder := _given("SPARSEDM_ROOT"):
+        if is_root(folder): return folder.resolve()
+        raise FileNotFoundError(f"SPARSEDM_ROOT={folder}: a folder with Snakefile and settings.ini expected")
     here = Path.cwd().resolve()
     package = Path(__file__).resolve().parents[1] if "__file__" in globals() else here
     return next((p for p in (here, *here.parents, package) if is_root(p)), None)
@@ -41,11 +45,15 @@ def root()->Path:
     return found
 
 # %% ../nbs/28_files.ipynb #4198a2cd
-def records_dir(scale:str)->Path: return root()/"data"/"records"/scale
+def _inside(folder, name): # a name shall not lead out of a folder
+    if name in (".", "..") or not re.fullmatch(r"[\w.-]*", name): raise ValueError(f"no scale is called {name!r}")
+    return folder/name
+
+def records_dir(scale:str)->Path: return _inside(root()/"data"/"records", scale)
 def speed_dir()->Path: return root()/"data"/"records"/"speed"
 def checkpoints_dir()->Path: return root()/"data"/"checkpoints"
-def runs_dir(scale:str="")->Path: return root()/"runs"/scale
-def figures_dir(scale:str)->Path: return root()/"figures"/scale
+def runs_dir(scale:str="")->Path: return _inside(root()/"runs", scale)
+def figures_dir(scale:str)->Path: return _inside(root()/"figures", scale)
 def notebooks_dir(kind:str="paper")->Path: return root()/"nbs"/kind
 
 def cache_dir()->Path: # `$XDG_CACHE_HOME/sparsedm`, else `~/.cache/sparsedm`
@@ -54,8 +62,7 @@ def cache_dir()->Path: # `$XDG_CACHE_HOME/sparsedm`, else `~/.cache/sparsedm`
 
 def data_dir()->Path: # `$SPARSEDM_DATA`, else `data/` of the root, else `data/` of the working directory
     "Where data sets are looked for."
-    given = os.environ.get("SPARSEDM_DATA")
-    return Path(given).expanduser() if given else (find_root() or Path.cwd())/"data"
+    return _given("SPARSEDM_DATA") or (find_root() or Path.cwd())/"data"
 
 def _brought(kind): # a folder of data/ of the root; without a checkout of the cache
     found = find_root()
@@ -183,6 +190,18 @@ def file_sha(path # a file
     with open(path, "rb") as f:
         while block := f.read(1 << 20): digest.update(block)
     return digest.hexdigest()
+
+_LEFT = {   # first bytes, in lower case: what it is, and what to do
+    b"": "empty; get it again",
+    b"version https://git-lfs": "a Git LFS pointer, not the file: `git lfs pull` fetches it",
+    b"<": "a web page, not the file: the download link wanted a click, open it in a browser",
+}
+
+def not_data(path # a file that cannot be read as what it should be
+    )->str: # in words; "" if it is none of these
+    "What a download may have left instead of a file."
+    with open(path, "rb") as f: start = f.read(64).lstrip().lower()
+    return next((what for first, what in _LEFT.items() if start == first or first and start.startswith(first)), "")
 
 def text_sha(text:str # any
     )->str: # 8 hexadecimal digits

@@ -9,8 +9,8 @@ __all__ = ['null_of', 'Guided', 'Drop']
 from collections.abc import Callable
 from dataclasses import dataclass
 import torch
-from torch import nn
-from .checks import a_function, check, finite_number, instance
+from torch import nn, Tensor
+from .checks import Rule, a_function, check, finite_number, instance, mapping, optional, shown
 from .diffusion import answer_of, ask
 from .models import model_input
 
@@ -18,19 +18,30 @@ from .models import model_input
 def _check_null(name, row, wanted, labels):
     "Is this one row of what a model takes?"
     if name not in wanted: raise ValueError(f"null[{name!r}]: this model takes {', '.join(wanted)}")
+    if name == "y" and row.is_floating_point(): raise ValueError(f"null['y'] must be a label; got {row.tolist()}")
     if row.shape != wanted[name].shape[1:]:
         raise ValueError(f"null[{name!r}] must be {tuple(wanted[name].shape[1:])}; got {tuple(row.shape)}")
     if name == "y" and not 0 <= row < labels:
         raise ValueError(f"null['y'] must be a label that the model knows, 0 … {labels - 1}; got {row.item()}. "
                          "What is trained for guidance has one label more than there are classes")
 
+_ARGUMENT = Rule("names of the model's arguments", lambda v: isinstance(v, str) and v.isidentifier())
+_ROW = Rule("a label or features", lambda v: v is not None)
+
+def _row(name, value): # as a tensor
+    try: row = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError): row = None
+    if row is not None and row.dtype not in (torch.bool, torch.complex64) and row.isfinite().all(): return row
+    raise ValueError(f"null[{name!r}] must be a label, or finite numbers; got {shown(value)}")
+
+# %% ../nbs/20a_guidance.ipynb #118be821
 def null_of(null:dict, # name of a condition → what stands for none of it: a label, or features without a batch
     model=None, # that takes it; None: any
     )->dict: # name → tensor
     "What stands for nothing, as tensors; `ValueError` if a model of ours does not take it."
-    check(null=(null, instance(dict)))
+    check(null=(null, mapping(_ARGUMENT, _ROW)), model=(model, optional(a_function)))
     if not null: raise ValueError("null must name what is left out, such as dict(y=1000); got {}")
-    rows = {name: torch.as_tensor(row) for name, row in null.items()}
+    rows = {name: _row(name, value) for name, value in null.items()}
     config = getattr(model, "config", None)
     if not isinstance(config, dict) or "kind" not in config: return rows
     _, _, wanted = model_input(config, device="cpu")
@@ -54,8 +65,9 @@ class Guided(nn.Module):
 
     def _null(self, name, rows):
         null = getattr(self, f"null_{name}")
-        if null.shape == rows.shape[1:]: return null.to(rows).expand_as(rows)
-        raise ValueError(f"cond[{name!r}] must be (B, {', '.join(map(str, null.shape))}); got {tuple(rows.shape)}")
+        if isinstance(rows, Tensor) and null.shape == rows.shape[1:]: return null.to(rows).expand_as(rows)
+        found = tuple(rows.shape) if isinstance(rows, Tensor) else shown(rows)
+        raise ValueError(f"cond[{name!r}] must be (B, {', '.join(map(str, null.shape))}); got {found}")
 
     def forward(self, x_t, t, **cond): # as the model
         missing = [name for name in self.told if cond.get(name) is None]
@@ -68,6 +80,12 @@ class Guided(nn.Module):
         return with_it + self.scale * (with_it - without)
 
 # %% ../nbs/20a_guidance.ipynb #20a00011
+def _check_rows(name, row, rows): # columns of shards are read later
+    if not isinstance(rows, Tensor): return
+    if rows.shape[1:] == row.shape and rows.is_floating_point() == row.is_floating_point(): return
+    raise ValueError(f"cond[{name!r}] must have rows as null has, {shown(row)}; got {shown(rows)}")
+
+# %% ../nbs/20a_guidance.ipynb #36f706bb
 @dataclass(frozen=True, eq=False)
 class Drop:
     "In training, each row's conditions are left out with probability p."
@@ -80,8 +98,10 @@ class Drop:
 
     def check(self, model, cond): # what is wrong is said before anything is trained
         null_of(self.null, model)
+        check(cond=(cond, optional(instance(dict))))
         missing = [name for name in self.null if name not in (cond or {})]
         if missing: raise ValueError(f"{missing[0]} is to be dropped, but the model is not told it: pass cond")
+        for name, row in self.null.items(): _check_rows(name, row, cond[name])
 
     def __call__(self, cond:dict, # name → tensor (B, …)
         seed:int, # decides which rows

@@ -116,6 +116,7 @@ def _check_condition(name, given, shape, wanted, please):
 
 def _check_label_values(y, num_classes):
     "On a GPU this would stop the queue; there the embedding itself fails."
+    if y is not None and y.is_floating_point(): raise ValueError(f"y must be labels, whole numbers; got {y.dtype}")
     if y is None or y.device.type != "cpu" or torch.compiler.is_compiling() or not y.numel(): return
     low, high = y.min().item(), y.max().item()
     if low < 0 or high >= num_classes:

@@ -14,12 +14,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 import torch
 from .checkpoints import save_tensors, tensors_sha
+from .checks import (a_function, a_path, boolean, check, instance, mapping, one_of, plain_name, string,
+                             usable_device, whole_number)
 from .data import to_float
 from .declare import CODECS, DATASETS, Codec, Dataset, Registry
 from .files import shards_dir
 from .latent import Autoencoder
 from .shards import open_shards, write_shards
-from .sources import Pictures, open_source
+from .sources import SOURCES, Pictures, open_source
 
 # %% ../nbs/24c_prepare.ipynb #24c00006
 def _labels(pictures, numbers):
@@ -27,6 +29,7 @@ def _labels(pictures, numbers):
 
 def pixels(pictures:Pictures, device:str)->tuple: # (numbers → columns, recipe)
     "uint8 images, and their labels."
+    check(pictures=(pictures, instance(Pictures)))
     def rows(numbers): return dict(values=pictures[numbers], **_labels(pictures, numbers))
     return rows, dict(values="pixels")
 
@@ -36,7 +39,9 @@ _GET = "Where there is a network: hf download"
 def _opened(kind, name, how, **given):
     "A pretrained part, by a folder or a name on the Hub."
     try: return kind.from_pretrained(name, **given).eval().requires_grad_(False)
-    except (OSError, ValueError) as e: raise FileNotFoundError(f"{name}: {e}. {how}") from None
+    except (OSError, ValueError, RuntimeError) as e: raise FileNotFoundError(f"{name}: {_short(e)}. {how}") from None
+
+def _short(e): return " ".join(str(e).split())[:300]   # an error of several lines, in one
 
 @lru_cache
 def load_autoencoder(name:str, # folder, or name on the Hub, of an `AutoencoderKL` or a `VQModel`
@@ -44,10 +49,11 @@ def load_autoencoder(name:str, # folder, or name on the Hub, of an `AutoencoderK
     )->Autoencoder:
     "A pretrained autoencoder as a codec."
     import diffusers
+    check(name=(name, a_path), subfolder=(subfolder, string))
     given = dict(subfolder=subfolder) if subfolder else {}
     how = f"{_GET} {name}"
     try: kind = diffusers.AutoencoderKL.load_config(name, **given).get("_class_name", "another")
-    except (OSError, ValueError) as e: raise FileNotFoundError(f"no autoencoder {name}: {e}. {how}") from None
+    except (OSError, ValueError) as e: raise FileNotFoundError(f"no autoencoder {name}: {_short(e)}. {how}") from None
     if kind in ("AutoencoderKL", "VQModel"): return Autoencoder(_opened(getattr(diffusers, kind), name, how, **given))
     raise ValueError(f"{name}: AutoencoderKL or VQModel expected, got {kind}")
 
@@ -61,6 +67,7 @@ def _moments(codec, images): # (B, 3, H, W) uint8
 
 def latents(name:str, subfolder:str="")->Callable: # a maker
     "Latents of an autoencoder, and labels."
+    check(name=(name, a_path), subfolder=(subfolder, string))
     def make(pictures, device):
         codec = load_autoencoder(name, subfolder)
         def rows(numbers): return _moments(codec, pictures[numbers].to(device)) | _labels(pictures, numbers)
@@ -72,9 +79,10 @@ class TextEncoder:
     "Texts → (B, tokens, width) features of their tokens."
     def __init__(self, name:str, device:str="cpu"): # folder, or name on the Hub, of a CLIP model
         from transformers import CLIPTextModel, CLIPTokenizer
+        check(name=(name, a_path), device=(device, usable_device))
         try: self.tokens, self.net = CLIPTokenizer.from_pretrained(name), CLIPTextModel.from_pretrained(name)
         except (OSError, ValueError, TypeError) as e:
-            raise FileNotFoundError(f"no text encoder {name}: {e}. {_GET} {name}") from None
+            raise FileNotFoundError(f"no text encoder {name}: {_short(e)}. {_GET} {name}") from None
         known, wanted = len(self.tokens), self.net.config.vocab_size   # without its files a tokenizer knows nothing
         if known != wanted: raise ValueError(f"{name}: its tokenizer knows {known} tokens, its network {wanted}")
         self.net.eval().requires_grad_(False).to(device)
@@ -85,12 +93,15 @@ class TextEncoder:
         given = self.tokens(texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt")
         return self.net(given.input_ids.to(self.net.device)).last_hidden_state
 
+# %% ../nbs/24c_prepare.ipynb #779fa5fb
 def with_text(make:Callable, # of the images
     name:str, # of the text encoder
     captions:int=5, # of an image; more are left out, and where there are fewer the first ones are taken again
     )->Callable: # a maker
     "What `make` gives, with the features of the captions."
+    check(make=(make, a_function), name=(name, a_path), captions=(captions, whole_number(1)))
     def both(pictures, device):
+        if not pictures.captions: raise ValueError(f"source {pictures.source.name!r} has no captions")
         rows, recipe = make(pictures, device)
         encode = TextEncoder(name, device)
         def told(i): return [pictures.captions[i][k % len(pictures.captions[i])] for k in range(captions)]
@@ -113,9 +124,19 @@ class Prepared:
     text:str = ""            # text encoder, where there are captions
     batch:int = 64           # images that are asked for at once
 
+    def __post_init__(self):
+        check(name=(self.name, plain_name), source=(self.source, one_of(SOURCES)), size=(self.size, whole_number(1)),
+              splits=(self.splits, mapping(plain_name, string, 1)), make=(self.make, a_function),
+              codec=(self.codec, one_of(CODECS)), flip=(self.flip, boolean), batch=(self.batch, whole_number(1)))
+        if self.text != "": check(text=(self.text, a_path))
+
 PREPARED = Registry("prepared data set", "Prepared")
 
-def folder_of(row:Prepared, split:str)->Path: return shards_dir()/row.name/split
+# %% ../nbs/24c_prepare.ipynb #41203d24
+def folder_of(row:Prepared, split:str)->Path:
+    check(row=(row, instance(Prepared)))
+    check(split=(split, one_of(row.splits)))
+    return shards_dir()/row.name/split
 
 def _load(split, path, size, name): # as a `Dataset` wants it
     row = PREPARED.named(name)
@@ -140,7 +161,8 @@ def prepare(name:str, # row of PREPARED
     progress:bool=True)->Path: # folder of the shards
     "Compute what is missing of a data set; any number of processes may do it together."
     row = PREPARED.named(name)
-    if split not in row.splits: raise ValueError(f"split must be one of {', '.join(row.splits)}; got {split!r}")
+    check(split=(split, one_of(row.splits)), device=(device, usable_device), per_shard=(per_shard, whole_number(1)),
+          progress=(progress, boolean))
     pictures = open_source(row.source, row.splits[split], row.size, path)
     rows, recipe = row.make(pictures, device)
     facts = dict(source=row.source, images=pictures.sha, size=row.size, **recipe)
@@ -156,6 +178,7 @@ def _encoded(images, name, subfolder): return load_autoencoder(name, subfolder).
 def add_codec(name:str, # of the codec
     autoencoder:str, subfolder:str="")->None: # as `load_autoencoder` takes them
     "Make a pretrained autoencoder known as a codec; it is opened when it is first asked."
+    check(name=(name, plain_name), autoencoder=(autoencoder, a_path), subfolder=(subfolder, string))
     given = dict(name=autoencoder, subfolder=subfolder)
     CODECS.add(Codec(name, partial(_encoded, **given), partial(_decoded, **given)))
 
@@ -183,7 +206,7 @@ def parser()->argparse.ArgumentParser:
 def main():
     given = parser().parse_args()
     try: folder = prepare(given.name, given.split, given.path, given.device, given.per_shard)
-    except (ValueError, OSError) as e: raise SystemExit(f"prepare: {e}") from None
+    except (ValueError, OSError, ImportError) as e: raise SystemExit(f"prepare: {e}") from None
     except KeyboardInterrupt: raise SystemExit("stopped; the same command goes on where it was") from None
     print(f"{given.name}/{given.split}: {folder}")
 

@@ -10,7 +10,8 @@ __all__ = ['TRAIN_ON', 'RULES', 'NO_WEIGHTS', 'ADDED', 'a_run', 'several_runs', 
 import json, re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from .checks import Rule, boolean, check, finite_number, instance, one_of, string, whole_number
+from .checks import (Rule, boolean, check, finite_number, instance, jsonable, one_of, plain_name, string,
+                             whole_number)
 from .conditions import check_told
 from .declare import (DATASETS, EXTRACTORS, FAMILIES, HOOKS, METHODS, PREPARE, PRESETS, PROCESSES, SAMPLERS,
                               SCALES, SCHEDULES, TABLES, Registry, load_papers)
@@ -28,13 +29,14 @@ def _named(registry, empty=False): # a rule; the registry says what it knows
 
 def _fine_method(v): return isinstance(v, str) and all(HOOKS.named(name) for name in METHODS.named(v).hooks)
 def _fine_pattern(v): return isinstance(v, str) and (v == "" or bool(parse_pattern(v)))
-def _fine_options(v): return isinstance(v, dict) and json.loads(json.dumps(v, allow_nan=False)) == v
+
+_AN_ID = Rule('the id of a run, or ""', lambda v: isinstance(v, str) and bool(re.fullmatch(r"(\w[\w.-]*)?", v)))
 
 # %% ../nbs/30_run.ipynb #b7b183c4
 RULES = {
-    "scale": _named(SCALES), "method": Rule("a method", _fine_method), "backbone": string,
+    "scale": _named(SCALES), "method": Rule("a method", _fine_method), "backbone": plain_name,
     "seed": whole_number(0, 2**32 - 1),
-    "data": _named(DATASETS), "model": _named(PRESETS), "start": string, "teacher": string,
+    "data": _named(DATASETS), "model": _named(PRESETS), "start": _AN_ID, "teacher": _AN_ID,
     "pattern": Rule('an N:M pattern or ""', _fine_pattern), "estimator": one_of(("", *ESTIMATORS)),
     "layers": one_of(tuple(LAYERS)), "one_shot": _named(PREPARE, empty=True),
     "schedule": _named(SCHEDULES, empty=True), "released": boolean,
@@ -44,7 +46,7 @@ RULES = {
     "warmup": whole_number(), "weight_decay": finite_number(0), "cooldown": finite_number(0, 1),
     "ema": finite_number(0, 1), "points": whole_number(), "extractor": _named(EXTRACTORS),
     "n_samples": whole_number(1), "sampler": _named(SAMPLERS), "sampler_steps": whole_number(1),
-    "options": Rule("a dict of JSON-able values under texts", _fine_options),
+    "options": jsonable,
 }
 
 def check_fields(values:dict): # field → value
@@ -207,7 +209,7 @@ def make_run(scale:str, # row of SCALES
     where, how = SCALES.named(scale), METHODS.named(method)
     if unknown := sorted(set(changes) - {f.name for f in fields(Run)}):
         raise ValueError(f"a run has no field {unknown[0]!r}; it has: {', '.join(f.name for f in fields(Run))}")
-    check_fields(dict(seed=seed, pattern=pattern, **changes))
+    check_fields(dict(seed=seed, pattern=pattern, backbone=backbone, **changes))
     net = _net(where, backbone)
     dense = _dense(where, net, backbone, _start_of(where, seed))
     changes["options"] = {**net.options, **how.options, **changes.get("options", {})}

@@ -13,9 +13,13 @@ from .checks import any_seed, check
 def mixed_seed(*key:int # of any length, such as (seed, step, purpose)
     )->int: # 64 bits
     "A seed for `torch.Generator` on any device: each number of the key changes all of its bits."
+    if not key: raise ValueError("a key has at least one number, such as the seed of a run; got none")
     check(**{f"key[{i}]": (part, any_seed) for i, part in enumerate(key)})
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 def seeded(*key:int, device="cpu")->torch.Generator:
     "A generator that is seeded with `mixed_seed`."
-    return torch.Generator(device).manual_seed(mixed_seed(*key))
+    try: made = torch.Generator(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be one that PyTorch finds here; got {device!r}") from None
+    return made.manual_seed(mixed_seed(*key))

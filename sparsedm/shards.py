@@ -6,18 +6,19 @@
 __all__ = ['write_shards', 'Column', 'Shards', 'open_shards']
 
 # %% ../nbs/24b_shards.ipynb #24b00003
-import json, math
+import json, math, re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-import torch
-from safetensors import safe_open
+import numpy as np, torch
+from safetensors import safe_open, SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 from .checkpoints import load_tensors, save_tensors
-from .checks import a_path, check, whole_number
+from .checks import (Rule, a_function, a_path, boolean, check, instance, jsonable, mapping, one_of, optional,
+                             several, string, whole_number)
 from .data import Images, Rows, States
 from .files import locked, read_sealed, sweep, text_sha, write_sealed
 
@@ -39,9 +40,21 @@ def _is_whole(path):
     tqdm.write(f"{path} is damaged and is made again")
     return False
 
+# %% ../nbs/24b_shards.ipynb #0cbe940d
+def _are_columns(v): # of a batch
+    if not isinstance(v, dict) or "values" not in v or not all(isinstance(name, str) for name in v): return False
+    fine = all(isinstance(x, Tensor) and x.dim() and not x.is_complex() for x in v.values())
+    return fine and (v["values"].is_floating_point() or v["values"].dtype == torch.uint8)
+
+_COLUMNS = Rule('a function that gives a dict of tensors, among them "values" of floats or uint8', _are_columns)
+def _kind(x): return [str(x.dtype).removeprefix("torch."), *x.shape[1:]]   # of a column
+
 def _computed(rows_of, numbers, batch):
     "The columns of a shard, computed in parts."
     parts = [rows_of(list(numbers[i:i + batch])) for i in range(0, len(numbers), batch)]
+    for part in parts: check(rows_of=(part, _COLUMNS))
+    kinds = {json.dumps({name: _kind(x) for name, x in sorted(part.items())}) for part in parts}
+    if len(kinds) > 1: raise ValueError(f"rows_of gives columns of several kinds: {' and '.join(sorted(kinds))}")
     columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
     for name, x in columns.items():
         if len(x) != len(numbers): raise ValueError(f"{name}: {len(numbers)} rows were asked for, {len(x)} were given")
@@ -61,12 +74,15 @@ def _write_one(folder, k, facts, rows_of, batch, wait):
 
 def _write_index(folder, facts):
     "Which files there are, and what is in them."
-    sums = {}
+    sums, told = {}, None
     for name in (_name(k, facts["shards"]) for k in range(facts["shards"])):
         with safe_open(str(folder/name), "pt") as file:
             sums[name] = file.metadata()["checksum"]
             columns = {column: file.get_tensor(column) for column in file.keys()}
-    told = {column: [str(x.dtype).removeprefix("torch."), *x.shape[1:]] for column, x in columns.items()}
+        before, told = told, {column: _kind(x) for column, x in columns.items()}
+        if before not in (None, told):
+            raise ValueError(f"{folder/name} has columns {told}, the one before {before}: rows_of must give rows of "
+                             "one kind; delete the folder and write it again")
     size = sum(x[0].nbytes for x in columns.values())   # of a row, in bytes
     write_sealed(folder/"index.json", dict(facts, sums=sums, columns=told, bytes=size))
 
@@ -80,7 +96,8 @@ def write_shards(folder, # of the shards; made if it is not there
     progress:bool=True)->Path: # the folder
     "Write what is missing; any number of processes may do it together. What lies there by another recipe is refused."
     check(folder=(folder, a_path), rows=(rows, whole_number(1)), per_shard=(per_shard, whole_number(1)),
-          batch=(batch, whole_number(1)))
+          batch=(batch, whole_number(1)), rows_of=(rows_of, a_function), recipe=(recipe, jsonable),
+          progress=(progress, boolean))
     folder, total = Path(folder), math.ceil(rows / per_shard)
     facts = dict(rows=rows, per_shard=per_shard, shards=total, recipe=recipe)
     with locked(folder/".lock"):
@@ -101,13 +118,26 @@ def write_shards(folder, # of the shards; made if it is not there
 class Column:
     "One column of shards: `column[index]` reads these rows, as those of a tensor."
     device = torch.device("cpu")
-    def __init__(self, shards, name): self.shards, self.name = shards, name
+    def __init__(self, shards, name):
+        check(shards=(shards, instance(_OnDisk)))
+        check(column=(name, one_of(shards.facts["columns"])))
+        self.shards, self.name = shards, name
+
     def __len__(self): return len(self.shards)
     def __getitem__(self, index)->Tensor: return self.shards.read(self.name, index)
     @property
     def sha(self)->str: return text_sha(f"{self.shards.sha} {self.name}")
 
 # %% ../nbs/24b_shards.ipynb #24b0001a
+def _is_index(v):
+    if isinstance(v, Tensor): return not v.is_floating_point() and not v.is_complex()
+    if isinstance(v, np.ndarray): return v.dtype.kind in "iub"
+    return isinstance(v, (slice, range)) or _A_NUMBER.fine(v) or several(_A_NUMBER).fine(v)
+
+_A_NUMBER = whole_number(-math.inf)
+_INDEX = Rule("a number, a slice, or numbers of rows", _is_index)
+
+# %% ../nbs/24b_shards.ipynb #a848fc65
 @dataclass(frozen=True, eq=False, repr=False)
 class _OnDisk(Rows):
     "Columns of rows in several files."
@@ -119,9 +149,14 @@ class _OnDisk(Rows):
     mask = None                # as `States` may have one
 
     def __len__(self): return self.facts["rows"] if self.chosen is None else len(self.chosen)
+    def _numbers(self, index): # of rows in the files
+        check(index=(index, _INDEX))
+        return (torch.arange(self.facts["rows"]) if self.chosen is None else self.chosen)[index]
+
     def read(self, name:str, index)->Tensor: # a column; a number, a slice, or numbers of rows
         "These rows of a column, in this order."
-        numbers = (torch.arange(self.facts["rows"]) if self.chosen is None else self.chosen)[index]
+        check(column=(name, one_of(self.facts["columns"])))
+        numbers = self._numbers(index)
         flat, per = numbers.reshape(-1), self.facts["per_shard"]
         kind, *shape = self.facts["columns"][name]
         found = torch.empty(len(flat), *shape, dtype=getattr(torch, kind))
@@ -130,14 +165,9 @@ class _OnDisk(Rows):
             found[here] = self.files[k][name][flat[here] - k * per]
         return found if numbers.dim() else found[0]
 
-    def column(self, name:str)->Column: # for `train(cond=…)`
-        known = list(self.facts["columns"])
-        if name not in known: raise ValueError(f"column must be one of {', '.join(known)}; got {name!r}")
-        return Column(self, name)
+    def column(self, name:str)->Column: return Column(self, name)   # for `train(cond=…)`
 
-    def take(self, index:Tensor): # (n,) int64
-        "The data set of these rows; no file is read."
-        return replace(self, chosen=(torch.arange(len(self)) if self.chosen is None else self.chosen)[index])
+    def take(self, index:Tensor): return replace(self, chosen=self._numbers(index))   # (n,) int64; no file is read
 
 # %% ../nbs/24b_shards.ipynb #24b0000f
 class Shards(_OnDisk):
@@ -160,6 +190,7 @@ class Shards(_OnDisk):
 
     def drawn(self, index, generator=None)->Tensor: # float
         "States of these rows: with a column `std`, drawn from the normal distributions that the codec gave."
+        check(generator=(generator, optional(instance(torch.Generator))))
         x = self[index]
         if generator is None or "std" not in self.facts["columns"]: return x
         return x + self.read("std", index) * torch.randn(x.shape, generator=generator)
@@ -172,22 +203,49 @@ class Shards(_OnDisk):
 
 # %% ../nbs/24b_shards.ipynb #24b00010
 def _mapped(path, expected, verify):
-    if verify: load_tensors(path)
     if not path.is_file(): raise FileNotFoundError(f"no shard {path}; write the shards again: what is missing is made")
-    with safe_open(str(path), "pt") as file:
-        if file.metadata()["checksum"] == expected: return {name: file.get_tensor(name) for name in file.keys()}
-    raise ValueError(f"{path} is another file than the index of its folder tells of; delete it and write them again")
+    try:
+        if verify: load_tensors(path)
+        with safe_open(str(path), "pt") as file:
+            written = (file.metadata() or {}).get("checksum")
+            if written == expected: return {name: file.get_tensor(name) for name in file.keys()}
+    except (ValueError, SafetensorError) as e: raise ValueError(f"{path} cannot be read ({e}); {_AGAIN}") from None
+    raise ValueError(f"{path} is another file than the index of its folder tells of; {_AGAIN}")
 
+# %% ../nbs/24b_shards.ipynb #f83a1faa
+def _is_sum(v): return isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None
+
+_AGAIN = "delete it, and write the shards again: the others stay"
+_FACTS = {
+    "rows": whole_number(1), "per_shard": whole_number(1), "shards": whole_number(1), "recipe": instance(dict),
+    "sums": mapping(string, Rule("a checksum", _is_sum), 1),
+    "columns": mapping(string, several(instance(str, int), 1), 1), "bytes": whole_number(1),
+}
+
+def _index_of(folder):
+    "What the index of a folder says, which is all of this version, about all files that are there."
+    path = folder/"index.json"
+    facts = read_sealed(path)
+    try: check(**{name: (facts.get(name), rule) for name, rule in _FACTS.items()})
+    except ValueError as e: raise ValueError(f"{path} is damaged, or of another version: {e}; {_AGAIN}") from None
+    names = [_name(k, facts["shards"]) for k in range(facts["shards"])]
+    if list(facts["sums"]) != names: raise ValueError(f"{path} tells of others than its {len(names)} files; {_AGAIN}")
+    other = sorted(p for p in folder.glob("*-of-*.safetensors") if p.name not in names)
+    if other: raise ValueError(f"{other[0]} is a shard of another set, the index tells of {len(names)}; take it away")
+    return facts
+
+# %% ../nbs/24b_shards.ipynb #c9caafb5
 def open_shards(folder, # of `write_shards`
     name:str="shards", split:str="train", # as which data set
     verify:bool=True, # read all files once
     )->Shards:
     "Open a folder of shards; what is missing, damaged or exchanged is named."
+    check(folder=(folder, a_path), name=(name, string), split=(split, string), verify=(verify, boolean))
     folder = Path(folder)
     if not (folder/"index.json").is_file():
         begun = f"{len(list(folder.glob('*.safetensors')))} shards are there" if folder.is_dir() else "no such folder"
         raise FileNotFoundError(f"no index of shards in {folder} ({begun}): they are written to the end first")
-    facts = read_sealed(folder/"index.json")
+    facts = _index_of(folder)
     many = verify and len(facts["sums"]) > 50
     bar = tqdm(facts["sums"].items(), desc=f"verify {folder.name}", unit="shard", disable=not many)
     return Shards(tuple(_mapped(folder/file, expected, verify) for file, expected in bar), facts, name, split)

@@ -15,12 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
-from .checks import a_path, check, one_of, optional, whole_number
+from .checks import (Rule, a_function, a_path, check, instance, mapping, one_of, optional, plain_name, several,
+                             string, whole_number)
 from .data import read_pixels
 from .declare import Registry
-from .files import data_dir, read_json, text_sha
+from .files import data_dir, not_data, read_json, text_sha
 
 # %% ../nbs/24a_sources.ipynb #24a00006
+def _are_names(v): return isinstance(v, tuple) and all(isinstance(name, str) for name in v)
+def _are_labels(v): # of no images too
+    if not isinstance(v, Tensor): return v is None
+    return v.dim() == 1 and (not len(v) or v.dtype == torch.int64 and v.min() >= 0)
+
+_NAMES = Rule("a tuple of texts", _are_names)
+_LABELS = Rule("None or int64 labels (N,) from 0", _are_labels)
+_COUNTS = mapping(plain_name, optional(whole_number()), 1)
+_SUMS = mapping(plain_name, string)
+
 @dataclass(frozen=True)
 class Listing:
     "The images of a split, in an order that is the same on every machine."
@@ -30,6 +41,14 @@ class Listing:
     classes:tuple=()         # names of the labels
     captions:tuple=()        # for each image a tuple of texts
 
+    def __post_init__(self):
+        check(names=(self.names, _NAMES), read=(self.read, a_function), labels=(self.labels, _LABELS),
+              classes=(self.classes, _NAMES), captions=(self.captions, several(several(string, 1))))
+        for what, rows in dict(labels=self.labels, captions=self.captions or None).items():
+            if rows is None or len(rows) == len(self.names): continue
+            raise ValueError(f"{what}: one for each of the {len(self.names)} images expected; got {len(rows)}")
+
+# %% ../nbs/24a_sources.ipynb #2250b0ce
 @dataclass(frozen=True)
 class Source:
     "A data set as its publisher lays it out."
@@ -41,12 +60,19 @@ class Source:
     crop:int|None=None       # pixels of the central square that is cut out first; None: the largest
     sums:dict=field(default_factory=dict)   # file → MD5, as published
 
+    def __post_init__(self):
+        check(name=(self.name, plain_name), list=(self.list, a_function), folder=(self.folder, plain_name),
+              counts=(self.counts, _COUNTS), how=(self.how, string), crop=(self.crop, optional(whole_number(1))),
+              sums=(self.sums, _SUMS))
+
 SOURCES = Registry("source of images", "Source")
 
 # %% ../nbs/24a_sources.ipynb #24a00008
 class Pictures:
     "Images of a source: decoded when they are asked for, RGB, square, of one size."
     def __init__(self, source:Source, split:str, size:int, listing:Listing):
+        check(source=(source, instance(Source)), size=(size, whole_number(1)), listing=(listing, instance(Listing)))
+        check(split=(split, one_of(source.counts)))
         self.source, self.split, self.size, self.listing = source, split, size, listing
         self.labels, self.captions, self.classes = listing.labels, listing.captions, listing.classes
 
@@ -62,15 +88,21 @@ class Pictures:
         return text_sha(json.dumps(facts))
 
     def one(self, i:int)->np.ndarray: # (3, size, size) uint8
-        x = read_pixels(self.listing.read(i), self.listing.names[i], self.size, self.source.crop)
+        found = self.listing.read(i)
+        name = self.listing.names[i] if isinstance(found, bytes) else found
+        try: x = read_pixels(found, name, self.size, self.source.crop)
+        except ValueError as e: raise ValueError(f"{self.source.name}: {e}. {self.source.how}") from None
         return np.repeat(x, 3, 0) if len(x) == 1 else x
 
     def __getitem__(self, index)->Tensor: # numbers of images → (B, 3, size, size) uint8
-        with ThreadPoolExecutor() as pool: return torch.from_numpy(np.stack(list(pool.map(self.one, index))))
+        numbers = list(index) if isinstance(index, range) else getattr(index, "tolist", lambda: index)()
+        check(index=(numbers, several(whole_number(0, len(self) - 1), 1)))
+        with ThreadPoolExecutor() as pool: return torch.from_numpy(np.stack(list(pool.map(self.one, numbers))))
 
 # %% ../nbs/24a_sources.ipynb #24a0000a
 def _check_sums(source, folder):
     for name, expected in source.sums.items():
+        if not (folder/name).is_file(): raise FileNotFoundError(f"{source.name}: no {folder/name}. {source.how}")
         found = hashlib.md5((folder/name).read_bytes()).hexdigest()
         if found == expected: continue
         wrong = f"{folder/name} is damaged or another version: MD5 {found}, {expected} expected"
@@ -83,6 +115,7 @@ def _check_count(source, split, folder, listing):
     wrong = f"{source.name}: {n:,} {whole}images of {split!r} in {folder}"
     raise ValueError(f"{wrong}; is it downloaded and unpacked to the end? {source.how}")
 
+# %% ../nbs/24a_sources.ipynb #dc070d71
 def open_source(name:str, # row of SOURCES
     split:str="train",
     size:int=256, # side in pixels
@@ -91,50 +124,68 @@ def open_source(name:str, # row of SOURCES
     "List a source; errors say what was looked for, where, and how to get it."
     source = SOURCES.named(name)
     check(split=(split, one_of(source.counts)), size=(size, whole_number(1)), path=(path, optional(a_path)))
-    folder = Path(path or data_dir()).expanduser()/source.folder
+    folder = Path(os.path.expanduser(path or data_dir()))/source.folder
     if not folder.is_dir(): raise FileNotFoundError(f"{name}: no folder {folder}. {source.how}")
+    _check_sums(source, folder)
     try: listing = source.list(folder, split)
     except FileNotFoundError as e: raise FileNotFoundError(f"{name}: {e}. {source.how}") from None
-    _check_sums(source, folder)
+    except (OSError, ValueError) as e: raise ValueError(f"{name}: {e}. {source.how}") from None
     _check_count(source, split, folder, listing)
     return Pictures(source, split, size, listing)
 
 # %% ../nbs/24a_sources.ipynb #24a0000e
+def _there(folder, split): # what a layout is asked for
+    check(folder=(folder, a_path), split=(split, plain_name))
+    if Path(folder).is_dir(): return Path(folder)
+    raise FileNotFoundError(f"no folder {folder}")
+
 def class_folders(folder:Path, split:str)->Listing: # <folder>/<split>/<class>/<image>
     "As torchvision's `ImageFolder`."
     from torchvision.datasets import ImageFolder
-    found = ImageFolder(folder/split)
+    folder = _there(folder, split)
+    found = ImageFolder(_there(folder/split, split))
     names = tuple(Path(path).relative_to(folder).as_posix() for path, _ in found.samples)
     labels = torch.tensor([label for _, label in found.samples])
     return Listing(names, lambda i: folder/names[i], labels, tuple(found.classes))
 
 # %% ../nbs/24a_sources.ipynb #24a00011
+def _whole(path, read): # what reading gives; an error that names the file
+    try: return read()
+    except (ValueError, OSError, KeyError) as e:
+        what = not_data(path) or f"damaged ({e}); get it again"
+        raise ValueError(f"{path} is {what}") from None
+
+# %% ../nbs/24a_sources.ipynb #8cb8b3f9
 class _Parquet:
     "Rows of parquet files by number."
     def __init__(self, files):
         from pyarrow import parquet
-        self.files = [parquet.ParquetFile(f) for f in files]
-        self.groups = [(f, g) for f in self.files for g in range(f.num_row_groups)]
-        sizes = [f.metadata.row_group(g).num_rows for f, g in self.groups]
+        self.names = files
+        self.files = [_whole(f, lambda: parquet.ParquetFile(f)) for f in files]
+        self.groups = [(k, g) for k, f in enumerate(self.files) for g in range(f.num_row_groups)]
+        sizes = [self.files[k].metadata.row_group(g).num_rows for k, g in self.groups]
         self.ends = np.cumsum(sizes).tolist()
         self.held = (None, None)
 
-    def __len__(self): return self.ends[-1]
-    def column(self, name): return [v for f in self.files for v in f.read([name])[name].to_pylist()]
+    def __len__(self): return self.ends[-1] if self.ends else 0
+    def column(self, name):
+        parts = [_whole(path, lambda: f.read([name])[name]) for path, f in zip(self.names, self.files)]
+        return [v for part in parts for v in part.to_pylist()]
 
     def image(self, i): # bytes
         group = bisect.bisect_right(self.ends, i)
         first = self.ends[group - 1] if group else 0
         number, rows = self.held
         if number != group:
-            file, g = self.groups[group]
-            rows = file.read_row_group(g, ["image"])["image"]
+            k, g = self.groups[group]
+            rows = _whole(self.names[k], lambda: self.files[k].read_row_group(g, ["image"])["image"])
             self.held = (group, rows)
         return rows[i - first].as_py()["bytes"]
 
 # %% ../nbs/24a_sources.ipynb #24a00012
 def hub_files(folder:Path, split:str)->Listing: # <folder>/data/<split>-*.parquet, columns image and label
     "Data sets of images as the Hub keeps them."
+    folder = _there(folder, split)
     files = sorted((folder/"data").glob(f"{split}-*.parquet"))
     if not files: raise FileNotFoundError(f"no {split}-*.parquet in {folder/'data'}")
     rows = _Parquet(files)
@@ -143,13 +194,15 @@ def hub_files(folder:Path, split:str)->Listing: # <folder>/data/<split>-*.parque
 
 def imagenet(folder:Path, split:str)->Listing:
     "Folders of classes, or the Hub's files."
-    if not (folder/"data").is_dir(): return class_folders(folder, split)
+    if not (_there(folder, split)/"data").is_dir(): return class_folders(folder, split)
     return hub_files(folder, "validation" if split == "val" else split)
 
 # %% ../nbs/24a_sources.ipynb #24a00015
 def celeba(folder:Path, split:str)->Listing:
     "`list_eval_partition.txt` says where an image belongs."
-    part = str(("train", "valid", "test").index(split))
+    folder, parts = _there(folder, split), ("train", "valid", "test")
+    check(split=(split, one_of(parts)))
+    part = str(parts.index(split))
     rows = (folder/"list_eval_partition.txt").read_text(encoding="utf-8").split()
     wanted = [name for name, where in zip(rows[::2], rows[1::2]) if where == part]
     images = folder/"img_align_celeba"
@@ -159,11 +212,17 @@ def celeba(folder:Path, split:str)->Listing:
     return Listing(names, lambda i: folder/names[i])
 
 # %% ../nbs/24a_sources.ipynb #24a00018
+def _annotations(path):
+    if not path.is_file(): raise FileNotFoundError(f"no {path}")
+    if what := not_data(path): raise ValueError(f"{path} is {what}")
+    known = read_json(path)
+    if isinstance(known, dict) and {"annotations", "images"} <= known.keys(): return known
+    raise ValueError(f"{path} has no annotations and images; get it again")
+
 def coco(folder:Path, split:str)->Listing: # <split>2014/ and annotations/captions_<split>2014.json
     "Images in the order of their ids, each with its captions."
-    notes = folder/"annotations"/f"captions_{split}2014.json"
-    if not notes.is_file(): raise FileNotFoundError(f"no {notes}")
-    known, texts = read_json(notes), defaultdict(list)
+    folder = _there(folder, split)
+    known, texts = _annotations(folder/"annotations"/f"captions_{split}2014.json"), defaultdict(list)
     for note in sorted(known["annotations"], key=lambda note: note["id"]):
         texts[note["image_id"]].append(note["caption"].strip())
     where = folder/f"{split}2014"
@@ -173,12 +232,20 @@ def coco(folder:Path, split:str)->Listing: # <split>2014/ and annotations/captio
     return Listing(names, lambda i: folder/names[i], captions=tuple(tuple(texts[number]) for number, _ in images))
 
 # %% ../nbs/24a_sources.ipynb #24a0001b
+def _check_end(opened, path): # reading a page behind the end of a file would end the process
+    wanted = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
+    if path.stat().st_size >= wanted: return
+    raise ValueError(f"{path} is damaged: {path.stat().st_size:,} bytes of at least {wanted:,}; get it again")
+
 def lsun(folder:Path, split:str, category:str="bedroom")->Listing: # <folder>/<category>_<split>_lmdb
     "Images in the order of their keys."
     import lmdb
-    where = folder/f"{category}_{split}_lmdb"
-    if not where.is_dir(): raise FileNotFoundError(f"no {where}")
-    opened = lmdb.open(str(where), readonly=True, lock=False, readahead=False, max_readers=64)
+    where = _there(folder, split)/f"{category}_{split}_lmdb"
+    path = where/"data.mdb"
+    if not path.is_file(): raise FileNotFoundError(f"no {path}")
+    try: opened = lmdb.open(str(where), readonly=True, lock=False, readahead=False, max_readers=64)
+    except lmdb.Error as e: raise ValueError(f"{path} is {not_data(path) or f'damaged ({e}); get it again'}") from None
+    _check_end(opened, path)
     with opened.begin() as reading: keys = list(reading.cursor().iternext(values=False))
     def read(i):
         with opened.begin() as reading: return reading.get(keys[i])
@@ -189,6 +256,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 def image_folder(folder:Path, split:str)->Listing:
     "All images in it, by name."
+    folder = _there(folder, split)
     names = tuple(sorted(n for n in os.listdir(folder) if n.lower().endswith(_SUFFIXES) and not n.startswith(".")))
     return Listing(names, lambda i: folder/names[i])
 

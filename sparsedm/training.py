@@ -340,8 +340,9 @@ _DATA = Rule("Images, States or Shards", lambda v: isinstance(v, Rows))
 
 def _check_asked(model, images, cfg, hooks, loss_fn, cond, drop=None, **steps):
     check_model(model)
+    check(loss_fn=(loss_fn, optional(a_function)), cond=(cond, optional(instance(dict))),
+          drop=(drop, optional(instance(Drop))))
     if drop: drop.check(model, cond)
-    check(loss_fn=(loss_fn, optional(a_function)), cond=(cond, optional(instance(dict))))
     check(images=(images, _DATA), cfg=(cfg, instance(TrainConfig)),
           hooks=(hooks, instance(list, tuple)), **{name: (n, whole_number(1)) for name, n in steps.items()})
     for hook in hooks:

@@ -58,8 +58,10 @@ def readers(folder):
     from sparsedm.graph import make_plan, read_plan
     from sparsedm.latent import small_autoencoder
     from sparsedm.metrics import evaluate
+    from sparsedm.official import read_state
     from sparsedm.packing import load_packed, save_packed
     from sparsedm.records import load_trained, read_record, record_path, run_folder
+    from sparsedm.shards import open_shards
     from sparsedm.ste import sparsify_
     from sparsedm.training import train
     dense, data = toy_run(), attack_calls.digits()
@@ -69,6 +71,8 @@ def readers(folder):
     save_packed(attack_calls.uvit("baked"), folder/"packed.safetensors")
     kept_tensor(folder/"kept.safetensors", lambda: torch.arange(50.))
     write_sealed(folder/"job.json", dict(scale="smoke", batches=make_plan([toy_run("ours")], 1), drawing=[]))
+    shards, official = attack_calls.write_toy(folder/"shards"), folder/"nnet.pth"
+    torch.save(attack_calls.uvit().state_dict(), official)
     extractor = folder/"data"/"extractors"/"digits-cnn.safetensors"
     def measured(): return evaluate(data.images[:20], data.images[20:60], metrics=("fid",))["fid"]
     def codec():
@@ -83,6 +87,9 @@ def readers(folder):
         "record": (record_path(dense), lambda path: read_record(dense)),
         "floor": (next(runs_dir("smoke").glob("floor-*.json")), lambda path: floor(dense)),
         "job": (folder/"job.json", lambda path: [sorted(b) for b in read_plan(path)]),
+        "shard": (shards/"00001-of-00003.safetensors", lambda path: open_shards(path.parent)[:]),
+        "index of shards": (shards/"index.json", lambda path: open_shards(path.parent)[:]),
+        "published weights": (official, read_state),
         "extractor": (extractor, lambda path: measured()),
         "codec": (folder/"data"/"codecs"/"digits-latent.safetensors", lambda path: codec()),
         "sealed JSON": (folder/"job.json", read_sealed),

@@ -3,22 +3,25 @@
 A call is clear if it is refused by an error of Python's own kinds whose text names the argument or shows the value,
 unclear if it is refused in another way, silent if it is not refused at all.
 """
-import contextlib, importlib, io, math, re, tempfile, warnings
+import contextlib, io, math, re, tempfile, warnings
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from pkgutil import resolve_name
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from layouts import LAYOUTS, lay
+from sparsedm.data import States
 from sparsedm.declare import load_papers
 
 load_papers()
 OF_PYTHON = (ValueError, TypeError, LookupError, OSError, ImportError)
 UNCLEAR = re.compile(r"unsupported operand|object is not|not supported between|has no attribute|argument of type|"
                      r"must be real number|expected scalar|'NoneType'|not NoneType|but got NoneType|"
-                     r"cannot unpack|positional argument|"
+                     r"cannot unpack|positional argument|unhashable|"
                      r"indices must be int|object cannot be|required argument|an integer is required|'<'|'>'")
 
 # what an argument may not be, by its kind
@@ -49,19 +52,59 @@ NOT = dict(
     vector=([1.], "x", torch.ones(3, 3), torch.ones(2), 3),
     words=(3, None, ["a"], b"x"),
 )
+# where data, published weights and conditions come in; a path of None is often the usual one
+LONG = "x" * 300
+NOT |= {
+    "file name": ("../x", "/x", "", "a/b", "a\nb", "a\0b", "..", ".hidden", LONG, 3, None),
+    "a path": ("/nowhere/at/all", "", "a\nb", "a\0b", LONG, 3, True, b"x", ["x"]),
+    "here": ("", "a\nb", 3, True, None, b"x", ["x"]),   # not what the Hub would be asked for
+    "part": ("nosuch", "../train", "", "a\nb", LONG, 3, None, ["train"]),
+    "folder to write": ("", "a\nb", "a\0b", LONG, "/dev/null/x", 3, None, True),
+    "side": (0, -8, 8.5, "8", None, True),
+    "key": ((), (1.5,), ("3",), (None,), (True,), (-1,), (2**64,), (math.nan,), ([1],)),
+    "null": (None, {}, 3, {"z": 1}, {"y": -1}, {"y": 11}, {"y": 1.5}, {"y": "a"}, {"y": [1, 2]}, {"y": None},
+             {"y": True}, {3: 1}, {"y": math.nan}),
+    "any null": (None, {}, 3, {"y": "a"}, {"y": None}, {"y": True}, {3: 1}, {"y": math.nan}, {"../y": 1}),
+    "told rows": ({}, 3, ["y"], {"y": torch.tensor([[1], [2]])}, {"y": torch.tensor([1., 2.])}, {"z": torch.tensor([1, 2])}),
+    "told": ({}, {"y": None}, {"y": [1, 2]}, {"y": torch.tensor([1])}, {"y": torch.tensor([[1], [2]])},
+             {"y": torch.tensor([1., 2.])}, {"y": torch.tensor([-1, 2])}, {"y": torch.tensor([1, 11])},
+             {"y": torch.tensor([1, 2]), "context": torch.zeros(2, 77, 16)}, {"z": torch.tensor([1, 2])}),
+    "options": (None, 3, ["cond"], {}, {"cond": "nosuch"}, {"cond": 3}, {"cond": ["labels"]}, {"cond": "words"}, {"cond": ""},
+                *({"cond": "labels", "drop": p, "guidance": 1.} for p in (-.1, 1.5, "x", None, True, 0., math.nan)),
+                *({"cond": "labels", "drop": .1, "guidance": s} for s in (-.1, "x", None, True, math.nan, math.inf))),
+    "shapes": (3, "a", None, [1], {"w": 3}, {3: (1, 2)}, {"w": "12"}),
+    "texts": ("one text", None, 3, [], [3], [None], {"a": 1}),
+    "rows": (3, "f", None, lambda numbers: None, lambda numbers: {}, lambda numbers: dict(labels=torch.ones(len(numbers))),
+             lambda numbers: dict(values=np.ones(len(numbers))), lambda numbers: dict(values=torch.ones(1)),
+             lambda numbers: dict(values=torch.tensor(1.)), lambda numbers: dict(values=torch.ones(len(numbers)) * math.nan),
+             lambda numbers: dict(values=torch.ones(len(numbers), dtype=torch.complex64)),
+             lambda numbers: dict(values=torch.ones(len(numbers), 1 + numbers[0] // 8)),
+             lambda numbers: dict(values=torch.ones(len(numbers)).to(torch.float64 if numbers[0] else torch.float32)),
+             lambda numbers: {name: torch.ones(len(numbers), 2) for name in ("values", "more")[:1 + (numbers[0] > 0)]},
+             lambda numbers: {"values": torch.ones(len(numbers), 2), 3: torch.ones(len(numbers))}),
+    "recipe": (3, "a", None, [1], {"a": math.nan}, {"a": {1, 2}}, {3: "a"}, {"a": (1,)}, {"a": torch.ones(2)}),
+    "index": (100, -100, 1.5, "ab", None, [1.5], [100], True, torch.tensor([.5])),
+    "numbers of images": (3, "ab", None, [1.5], [100], [-1], [True], [], torch.tensor([.5])),
+    "labels": (3, "ab", [0] * 4, torch.zeros(3).long(), torch.zeros(4), torch.full((4,), -1), torch.zeros(4, 1).long()),
+    "captions": (3, "abcd", None, (("a",),) * 3, ("a",) * 4, ((),) * 4),
+    "counts": (3, None, {}, {"train": -1}, {"train": "4"}, {"train": True}, {3: 4}, {"../x": 4}),
+    "sums": (3, None, {"a": 3}, {"../a": "0" * 32}, {"/a": "0" * 32}, ["a"]),
+    "splits": (3, None, {}, ["train"], {"../x": "train"}, {"train": 3}, {"": "train"}, {"a\nb": "train"}),
+    "folder in": ("../x", "/x", "", "a\nb", "a\0b", 3, None),
+    "row": (3, None, "nosuch", {}),
+}
 NOT |= {"a run": (None, "dense-uvit-s0", {}, 3)}
 
 
 @dataclass(frozen=True)
 class Call:
-    "A function, a call that is right, and the kinds of its arguments."
+    "A function or method, a call that is right, and the kinds of its arguments; `key` is for a `*key`."
     where:str
     good:object     # () → arguments by name
     kinds:dict
 
-    def function(self):
-        module, name = self.where.rsplit(".", 1)
-        return getattr(importlib.import_module(f"sparsedm.{module}"), name)
+    def do(self, given):
+        return resolve_name(f"sparsedm.{self.where}")(*given.pop("*key", ()), **given)
 
 
 def call(where, good, **kinds): return Call(where, good, kinds)
@@ -125,6 +168,109 @@ def mended():
     return dict(student=uvit("sparse"), teacher=uvit(), samples=samples, steps=1, batch_size=2)
 
 
+@cache
+def official_file():
+    path = Path(tempfile.mkdtemp())/"nnet.pth"
+    torch.save(uvit().state_dict(), path)
+    return path
+
+
+def shapes_of(preset):
+    from sparsedm.official import shapes_of
+    return shapes_of(preset)
+
+
+def ddpm_config():
+    from sparsedm.declare import PRESETS
+    from sparsedm.models import diffusers_arguments
+    config = diffusers_arguments(PRESETS.named("ddpm-cifar10"))
+    return dict(config=dict(config, _class_name="UNet2DModel"), preset="ddpm-cifar10", source="x")
+
+
+@cache
+def toy_data():
+    return lay(Path(tempfile.mkdtemp()))
+
+
+def opened_source(**more):
+    from sparsedm.sources import open_source
+    return open_source(**dict(name="toy-classes", split="train", size=8, path=toy_data()) | more)
+
+
+def listed(**more):
+    names = tuple(f"train/n{i % 2}/{i}.png" for i in range(4))
+    return dict(names=names, read=lambda i: toy_data()/"classes"/names[i], labels=None, captions=()) | more
+
+
+def numbers(numbers): return dict(values=torch.tensor(numbers).float()[:, None], labels=torch.tensor(numbers))
+
+
+def written(**more): # arguments of write_shards
+    return dict(folder=Path(tempfile.mkdtemp())/"new", rows=20, rows_of=numbers, recipe=dict(made="numbers"), per_shard=8,
+                batch=4, progress=False) | more
+
+
+def write_toy(folder):
+    from sparsedm.shards import write_shards
+    return write_shards(**written(folder=folder))
+
+
+@cache
+def shard_folder(): return write_toy(Path(tempfile.mkdtemp())/"shards")
+
+
+def shards():
+    from sparsedm.shards import open_shards
+    return open_shards(shard_folder())
+
+
+def prepared(**more):
+    from sparsedm.prepare import pixels
+    toy_data()
+    return dict(name="toy-8", source="toy-classes", size=8, splits=dict(train="train"), make=pixels, codec="pixels", flip=False,
+                text="", batch=64) | more
+
+
+def prepared_row():
+    from sparsedm.prepare import PREPARED, Prepared, declare
+    if "toy-8" not in PREPARED: declare(Prepared(**prepared()))
+    return PREPARED["toy-8"]
+
+
+def to_prepare():
+    return dict(name=prepared_row().name, split="train", path=toy_data(), device="cpu", per_shard=3, progress=False)
+
+
+@cache
+def labelled():
+    from sparsedm.models import build_model
+    torch.manual_seed(0)
+    return build_model("smoke-labels")
+
+
+def guided_model():
+    from sparsedm.guidance import Guided
+    return Guided(labelled(), 1., dict(y=10))
+
+
+def drop():
+    from sparsedm.guidance import Drop
+    return Drop(.5, dict(y=10))
+
+
+def told_run():
+    from sparsedm.run import make_run
+    return make_run("smoke-cond", "dense", backbone="labels")
+
+
+def told_run_scale():
+    from sparsedm.declare import SCALES
+    return SCALES.named("smoke-cond")
+
+
+COND = dict(y=torch.tensor([1, 2]))
+SMALL_SHAPES = {"w": (8, 16)}
+LATENT = torch.randn(2, 3, 4, 4)
 W = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
 X0, T, NOISE = torch.randn(2, 1, 8, 8), torch.tensor([.2, .7]), torch.randn(2, 1, 8, 8)
 RUN = lambda **more: dict(scale="smoke", method="ours", **more)
@@ -192,7 +338,6 @@ CALLS = (
          embed_dim="count", depth="whole", num_heads="count"),
     call("models.build_model", lambda: dict(name="digits-unet", layers=1), layers="count"),
     call("models.build_from_config", lambda: dict(config=dict(kind="uvit")), config="config"),
-    call("official.load_official", lambda: dict(name="x", preset="uvit-s-cifar10"), name="path", preset="name"),
     call("data.load_images", lambda: dict(name="digits", split="train"), name="name", split="name"),
     call("data.batch_indices", lambda: dict(n=10, batch_size=2, step=0, seed=0), n="count", batch_size="count",
          step="whole", seed="whole"),
@@ -312,6 +457,85 @@ CALLS = (
     call("training.load_checkpoint", lambda: dict(path="x", now=None), path="path"),
     call("transfer.transfer_term", lambda: dict(student=X0, teacher=NOISE), student="weight", teacher="weight"),
     call("verdicts.records_of", lambda: dict(scale="smoke"), scale="name"),
+    # published weights
+    call("official.load_official", lambda: dict(name=official_file(), preset=None, local_files_only=True), name="a path",
+         local_files_only="flag"),
+    call("official.load_official", lambda: dict(name=official_file(), preset="smoke"), preset="part"),
+    call("official.read_state", lambda: dict(path=official_file()), path="a path"),
+    call("official.shapes_of", lambda: dict(preset="smoke"), preset="name"),
+    call("official.differences", lambda: dict(preset="smoke", shapes=SMALL_SHAPES), preset="name", shapes="shapes"),
+    call("official.fitting", lambda: dict(shapes=SMALL_SHAPES), shapes="shapes"),
+    call("official.looks_like", lambda: dict(shapes=SMALL_SHAPES), shapes="shapes"),
+    call("official.preset_for", lambda: dict(shapes=shapes_of("smoke"), preset="smoke", path="x"), shapes="shapes",
+         preset="part"),
+    call("official.unet_preset", ddpm_config, config="mapping", preset="part"),
+    # sources of images
+    call("sources.open_source", lambda: dict(name="toy-classes", split="train", size=8, path=toy_data()), name="part",
+         split="part", size="side", path="a path"),
+    call("sources.Source", lambda: dict(name="toy-2", list=print, folder="toy", counts=dict(train=4), how="It is made.",
+         sums={}), name="file name", list="function", folder="folder in", counts="counts", how="words", sums="sums"),
+    call("sources.Source", lambda: dict(name="toy-2", list=print, folder="toy", counts=dict(train=4), how="It.", crop=8),
+         crop="side"),
+    call("sources.Listing", listed, names="words", read="function", labels="labels", captions="captions", classes="words"),
+    call("sources.Pictures", lambda: dict(source=opened_source().source, split="train", size=8, listing=opened_source().listing),
+         source="row", split="part", size="side", listing="row"),
+    call("sources.Pictures.__getitem__", lambda: dict(self=opened_source(), index=[0, 1]), index="numbers of images"),
+    *(call(f"sources.{layout.__name__}", lambda name=name: dict(folder=toy_data()/name, split="train"), folder="a path",
+           split="part") for name, layout in LAYOUTS.items() if name != "flat"),
+    call("sources.imagenet", lambda: dict(folder=toy_data()/"classes", split="train"), folder="a path", split="part"),
+    call("sources.image_folder", lambda: dict(folder=toy_data()/"flat", split="train"), folder="a path"),
+    # shards
+    call("shards.write_shards", written, folder="folder to write", rows="count", rows_of="rows", recipe="recipe",
+         per_shard="count", batch="count", progress="flag"),
+    call("shards.open_shards", lambda: dict(folder=shard_folder(), name="n", split="train", verify=True), folder="a path",
+         name="words", split="words", verify="flag"),
+    call("shards.Shards.column", lambda: dict(self=shards(), name="labels"), name="part"),
+    call("shards.Column", lambda: dict(shards=shards(), name="labels"), shards="row", name="part"),
+    call("shards.Shards.read", lambda: dict(self=shards(), name="labels", index=[0]), name="part", index="index"),
+    call("shards.Shards.take", lambda: dict(self=shards(), index=torch.tensor([3])), index="index"),
+    call("shards.Shards.drawn", lambda: dict(self=shards(), index=[3], generator=None), index="index", generator="path"),
+    # what is prepared
+    call("prepare.Prepared", prepared, name="file name", source="part", size="side", splits="splits", make="function",
+         codec="part", flip="flag", text="words", batch="count"),
+    call("prepare.prepare", to_prepare, name="part", split="part", path="a path", device="device", per_shard="count",
+         progress="flag"),
+    call("prepare.folder_of", lambda: dict(row=prepared_row(), split="train"), row="row", split="part"),
+    call("prepare.declare", lambda: dict(row=prepared_row()), row="row"),
+    call("prepare.pixels", lambda: dict(pictures=opened_source(), device="cpu"), pictures="row"),
+    call("prepare.load_autoencoder", lambda: dict(name="x"), name="here", subfolder="words"),
+    call("prepare.latents", lambda: dict(name="x"), name="here", subfolder="words"),
+    call("prepare.TextEncoder", lambda: dict(name="x"), name="here", device="device"),
+    call("prepare.with_text", lambda: dict(make=prepared()["make"], name="x", captions=5), make="function", name="here",
+         captions="count"),
+    call("prepare.add_codec", lambda: dict(name="toy-codec", autoencoder="x"), name="file name", autoencoder="here",
+         subfolder="words"),
+    # what a network is told
+    call("guidance.null_of", lambda: dict(null=dict(y=10), model=labelled()), null="null", model="words"),
+    call("guidance.null_of", lambda: dict(null=dict(y=10), model=uvit()), null="null"),
+    call("guidance.Guided", lambda: dict(model=labelled(), scale=1., null=dict(y=10)), model="mapping", scale="number",
+         null="null"),
+    call("diffusion.predict_noise", lambda: dict(model=guided_model(), x_t=LATENT, t=T, cond=COND), cond="told", t="times",
+         x_t="weight"),
+    call("diffusion.sample", lambda: dict(model=guided_model(), seeds=[0, 1], shape=(3, 4, 4), steps=2, cond=COND,
+         progress=False), cond="told"),
+    call("guidance.Drop", lambda: dict(p=.5, null=dict(y=10)), p="share", null="any null"),
+    call("guidance.Drop.check", lambda: dict(self=drop(), model=labelled(), cond=COND), model="row", cond="told rows"),
+    call("training.train", lambda: dict(model=labelled(), images=States(torch.zeros(9, 3, 4, 4)), cfg=config(), progress=False,
+         cond=dict(y=torch.arange(9)), drop=drop()), cond="told", drop="row"),
+    call("conditions.word_features", lambda: dict(texts=["a"], width=16), texts="texts", width="count"),
+    call("conditions.captions", lambda: dict(data=digits()), data="row"),
+    *(call(f"conditions.{name}", lambda: dict(run=told_run()), run="a run")
+      for name in ("condition_of", "told_rows", "drop_of")),
+    call("conditions.told_rows", lambda: dict(run=told_run(), split="train"), split="part"),
+    call("conditions.told_samples", lambda: dict(run=told_run(), n=3), run="a run", n="count"),
+    call("conditions.guided", lambda: dict(model=labelled(), run=told_run()), model="model", run="a run"),
+    call("conditions.check_told", lambda: dict(model="smoke-labels", options=dict(cond="labels")), model="part",
+         options="options"),
+    call("run.make_run", lambda: dict(scale="smoke-cond", method="ours", backbone="labels"), options="options"),
+    call("papers.sparsedm_conditional.guided_by", lambda: dict(run=told_run(), scale=3.), run="a run", scale="number"),
+    call("papers.sparsedm_conditional.is_conditional", lambda: dict(scale=told_run_scale()), scale="row"),
+    call("seeds.mixed_seed", lambda: {"*key": (1, 2)}, **{"*key": "key"}),
+    call("seeds.seeded", lambda: {"*key": (1, 2), "device": "cpu"}, **{"*key": "key", "device": "device"}),
 )
 
 # allowed, and why
@@ -329,6 +553,15 @@ ALLOWED = {
     ("pairs.detectable", "sd", "0"): "pairs that do not differ see everything",
     ("pairs.power", "n", "0"): "no pair finds anything",
     ("pairs.detectable", "n", "0"): "no pair finds anything",
+    ("official.load_official", "preset", "None"): "any that fits",
+    ("official.preset_for", "preset", "None"): "any that fits",
+    ("official.unet_preset", "preset", "None"): "any that fits",
+    ("sources.Source", "crop", "None"): "the largest square",
+    ("guidance.null_of", "model", "None"): "any",
+    ("guidance.Drop.check", "model", "None"): "any",
+    ("training.train", "drop", "None"): "nothing is left out",
+    ("run.make_run", "options", "{}"): "those of the network",
+    ("shards.Shards.drawn", "generator", "None"): "the mean is taken",
     ("share.denoiser_of", "folder", "'/nowhere/at/all'"): "'.' of all that is no pipeline",
 } | {(where, "w", repr(w)): "zeros of numbers of any kind and shape are counted"
      for where in ("accelerate.pattern_of", "like.zeros_pattern", "packing.why_not_24")
@@ -343,7 +576,7 @@ def outcome(made, name, value):
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made.function()(**given)
+            made.do(given)
     except OF_PYTHON as e:
         said = f"{type(e).__name__}: {e}"
         return ("unclear" if UNCLEAR.search(str(e)) or not str(e) else "clear"), said

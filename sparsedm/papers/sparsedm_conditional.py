@@ -8,6 +8,7 @@ __all__ = ['NAMED_HERE', 'LABELS', 'WORDS', 'TOLD', 'GUIDANCE', 'COMPARED', 'gui
 # %% ../../nbs/40b_conditional.ipynb #40b00003
 from dataclasses import replace
 from .. import conditions, latent
+from ..checks import check, finite_number
 from ..declare import PRESETS, SCALES, TABLES, Measure, Net, Recipe, Scale, Table
 from . import sparsedm
 from ..run import Run
@@ -50,15 +51,17 @@ def guided_by(run:Run, # conditional
     scale:float, # s of `guidance.Guided`
     )->Run: # the run itself, or one that trains nothing
     "A run's network, drawn from with another guidance."
-    if scale == run.options["guidance"]: return run
+    check(scale=(scale, finite_number(0)))
+    if not conditions.condition_of(run): raise ValueError(f"{run.id} has no guidance: its network is told nothing")
+    if scale == run.options.get("guidance", 0.): return run
     again = dict(one_shot="as-it-is") if run.pattern else {}
-    changed = dict(start=run.id, teacher="", steps=0, points=0, options=run.options | dict(guidance=scale))
+    changed = dict(start=run.id, teacher="", steps=0, points=0, options=run.options | dict(guidance=float(scale)))
     return replace(run, **changed, **again)
 
 def x_conditional_runs(run):
     trained = [run(m, backbone=net) for net in run.scale.nets for m in COMPARED]
     return trained + [guided_by(r, s) for r in trained for s in GUIDANCE if guided_by(r, s) != r]
 
-def is_conditional(scale): return any("cond" in net.options for net in scale.nets.values())
+def is_conditional(scale): return any("cond" in net.options for net in SCALES.named(scale).nets.values())
 
 TABLES.add(Table("x_conditional", "md csv png pdf", x_conditional_runs, when=is_conditional))
