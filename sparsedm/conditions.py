@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import nn, Tensor
-from .checks import check, finite_number, instance, whole_number
+from .checks import Rule, check, finite_number, whole_number
 from .data import load_images
 from .declare import CONDITIONS, PRESETS, Condition
 from .guidance import Drop, Guided
@@ -42,11 +42,14 @@ def _of_text(text, width):
     words += ["<padding>"] * (PLACES - len(words))
     return torch.stack([_vector(word, width) + _vector(f"<place {i}>", width) / 2 for i, word in enumerate(words)])
 
+def _are_texts(v): return isinstance(v, (list, tuple)) and all(isinstance(text, str) for text in v)
+_TEXTS = Rule("a list of texts", _are_texts)
+
 def word_features(texts:list, # of strings; "" is the text that says nothing
     width:int=16, # of a feature
     )->Tensor: # (N, 77, width)
     "Made text features: equal texts, equal features; shared words, shared rows."
-    check(texts=(texts, instance(list, tuple)), width=(width, whole_number(1)))
+    check(texts=(texts, _TEXTS), width=(width, whole_number(1)))
     return torch.stack([_of_text(text, width) for text in texts])
 
 # %% ../nbs/24d_conditions.ipynb #24c0000b

@@ -57,6 +57,7 @@ class Images(Rows):
 
     def __post_init__(self):
         x = self.images
+        check(images=(x, tensor), labels=(self.labels, optional(tensor)))
         if x.dtype != torch.uint8 or x.ndim != 4:
             raise ValueError(f"images: uint8 of shape (N, C, H, W) expected, got {x.dtype} of shape {tuple(x.shape)}")
         if self.labels is not None: _check_labels(self.labels, len(x), self.classes)
@@ -99,6 +100,7 @@ class States(Rows):
 
     def __post_init__(self):
         x = self.values
+        check(values=(x, tensor), mask=(self.mask, optional(tensor)))
         if not x.is_floating_point() or x.ndim < 2:
             raise ValueError(f"values: floats of shape (N, …) expected, got {x.dtype} of shape {tuple(x.shape)}")
         if not x.isfinite().all(): raise ValueError("values: finite numbers expected, also where nothing is")

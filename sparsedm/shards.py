@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 from .checkpoints import load_tensors, save_tensors
-from .checks import a_path, check, whole_number
+from .checks import Rule, a_path, check, whole_number
 from .data import Images, Rows, States
 from .files import locked, read_sealed, sweep, text_sha, write_sealed
 
@@ -39,9 +39,13 @@ def _is_whole(path):
     tqdm.write(f"{path} is damaged and is made again")
     return False
 
+def _are_columns(v): return isinstance(v, dict) and "values" in v and all(isinstance(x, Tensor) for x in v.values())
+_COLUMNS = Rule('a function that returns a dict of tensors, with "values"', _are_columns)
+
 def _computed(rows_of, numbers, batch):
     "The columns of a shard, computed in parts."
     parts = [rows_of(list(numbers[i:i + batch])) for i in range(0, len(numbers), batch)]
+    for part in parts: check(rows_of=(part, _COLUMNS))
     columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
     for name, x in columns.items():
         if len(x) != len(numbers): raise ValueError(f"{name}: {len(numbers)} rows were asked for, {len(x)} were given")
@@ -61,14 +65,16 @@ def _write_one(folder, k, facts, rows_of, batch, wait):
 
 def _write_index(folder, facts):
     "Which files there are, and what is in them."
-    sums = {}
+    sums, told = {}, {}
     for name in (_name(k, facts["shards"]) for k in range(facts["shards"])):
         with safe_open(str(folder/name), "pt") as file:
             sums[name] = file.metadata()["checksum"]
             columns = {column: file.get_tensor(column) for column in file.keys()}
-    told = {column: [str(x.dtype).removeprefix("torch."), *x.shape[1:]] for column, x in columns.items()}
+        told[name] = {column: [str(x.dtype).removeprefix("torch."), *x.shape[1:]] for column, x in columns.items()}
+        first = next(iter(told.values()))
+        if told[name] != first: raise ValueError(f"{folder/name} has columns {told[name]}, the first shard {first}")
     size = sum(x[0].nbytes for x in columns.values())   # of a row, in bytes
-    write_sealed(folder/"index.json", dict(facts, sums=sums, columns=told, bytes=size))
+    write_sealed(folder/"index.json", dict(facts, sums=sums, columns=told[name], bytes=size))
 
 # %% ../nbs/24b_shards.ipynb #24b00008
 def write_shards(folder, # of the shards; made if it is not there
