@@ -37,6 +37,7 @@ def _checksum(tensors, texts): # of all that a file holds, but for this
 
 OURS = ("format", "checksum", "sha256")   # names of metadata that are not for facts
 
+# %% ../nbs/28a_checkpoints.ipynb #a8282dc0
 def _are_tensors(v):
     there = lambda t: isinstance(t, Tensor) and not t.is_meta and t.layout == torch.strided
     return isinstance(v, dict) and all(isinstance(k, str) and there(t) for k, t in v.items())
@@ -99,7 +100,7 @@ def kept_tensor(path, # .safetensors file
     make:Callable=None, # () → tensor; None: the file must be there
     **facts # JSON-able: what it belongs to, which the file must say, too
     )->Tensor:
-    "A tensor from a file; made and written first if the file is missing, or, with a warning, if it is damaged or another's."
+    "A tensor from a file; made and written first if it is missing, or, with a warning, if it is damaged or another's."
     try: return _samples_in(path, facts)
     except (OSError, ValueError) as e:
         if make is None: raise

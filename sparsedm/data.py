@@ -70,6 +70,7 @@ class Images(Rows):
     @cached_property
     def sha(self): return fingerprint(self.images)
 
+# %% ../nbs/24_data.ipynb #57127318
 def _check_labels(y, n, classes):
     if len(y) != n: raise ValueError(f"labels: one per image, {n}, expected, got {len(y)}")
     if y.ndim != 1 or y.dtype == torch.bool or y.is_floating_point() or y.is_complex():
@@ -115,6 +116,7 @@ class States(Rows):
     @cached_property
     def sha(self): return fingerprint(self.values, *([] if self.mask is None else [self.mask]))
 
+# %% ../nbs/24_data.ipynb #b76f92a3
 def _check_mask(mask, shape):
     if mask.dtype != torch.bool or mask.shape != shape:
         raise ValueError(f"mask: bool of shape {shape} expected, got {mask.dtype} of shape {tuple(mask.shape)}")

@@ -80,6 +80,7 @@ BETA_MIN, BETA_MAX = 0.1, 20.    # as U-ViT and the paper have them
 def _are_rates(v): return len(v) == 2 and any(v) and all(map(finite_number(0).fine, v))
 _RATES = Rule("two numbers from 0, not both 0", _are_rates)
 
+# %% ../nbs/20_diffusion.ipynb #17a67ee2
 @dataclass(frozen=True)
 class VP(Process):
     "dx = −½β(t)x dt + √β(t) dW with a rate β that grows linearly."

@@ -35,7 +35,8 @@ def maskable(model:nn.Module # any model, plain
 TOPOLOGIES = ("erk", "uniform")
 
 def _is_shape(v): return isinstance(v, (tuple, list)) and len(v) > 1 and all(map(whole_number().fine, v))
-_SHAPES = Rule("a dict of shapes of weights: (out, in), …", lambda v: isinstance(v, dict) and all(map(_is_shape, v.values())))
+def _are_shapes(v): return isinstance(v, dict) and all(map(_is_shape, v.values()))
+_SHAPES = Rule("a dict of shapes of weights: (out, in), …", _are_shapes)
 
 def _check_sparsity(sparsity, topology): # sparsity: the share that is zero
     check(sparsity=(sparsity, finite_number(0, below=1)), topology=(topology, one_of(TOPOLOGIES)))

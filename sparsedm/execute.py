@@ -95,7 +95,7 @@ def load_samples(run:Run # with a record
 
 # %% ../nbs/32_execute.ipynb #32encod0
 def _encoded(run, real, encode): # kept per scale, as it may take longer than a run
-    looks = text_sha(f"{real.sha} {encode(real.images[:16]).tolist()}")   # other images, or another codec: another file
+    looks = text_sha(f"{real.sha} {encode(real.images[:16]).tolist()}")   # of other images, or another codec, differ
     states = kept_tensor(runs_dir(run.scale)/f"{run.data}-{looks}.safetensors", lambda: encode(real.images))
     return States(states, None, run.data, "train")
 

@@ -43,6 +43,7 @@ def _as(rows, null, name): # of the type, and where rows are
     if not null.is_floating_point() or rows.is_floating_point(): return null.to(rows)
     raise ValueError(f"null[{name!r}] must be {rows.dtype}, as what it stands for; got {null.dtype}")
 
+# %% ../nbs/20a_guidance.ipynb #a4f65fc3
 class Guided(nn.Module):
     "A conditional model, guided; called like the model itself, always with its conditions."
     def __init__(self,

@@ -204,6 +204,7 @@ def _told(x, model, depth=5): # JSON-able
     if isinstance(x, (list, tuple)): return [again(v) for v in x]
     return [getattr(x, "__qualname__", type(x).__qualname__), *map(again, _works_with(x))]
 
+# %% ../nbs/27_training.ipynb #05458f58
 def _works_with(x):
     "What decides what a function, a method or an object does, beside its name."
     if isinstance(x, MethodType): return [x.__func__, x.__self__]
@@ -259,6 +260,7 @@ def _apart(name, was, now): # the same of the first difference inside
         parts = [(name, a, b) for a, b in zip(was, now)]
     return next((_apart(k, a, b) for k, a, b in parts if a != b), (name, was, now))
 
+# %% ../nbs/27_training.ipynb #740cfeec
 def _check_recipe(path, meta, recipe):
     "Refuse a checkpoint of another run, with the first difference."
     for part, now in recipe.items():
@@ -359,9 +361,10 @@ def _check_asked(model, images, cfg, hooks, loss_fn, cond, drop=None, **steps):
 def _check_hook(hook, cfg):
     if isinstance(hook, type) or not any(callable(getattr(hook, name, None)) for name in _HOOK):
         raise ValueError(f"a hook has one of {', '.join(_HOOK)}; got {shown(hook)}")
-    steps = getattr(hook, "settings", {}).get("steps", cfg.steps)
-    if steps != cfg.steps: raise ValueError(f"{type(hook).__name__} is for {steps} steps, the training has {cfg.steps}")
+    steps, name = getattr(hook, "settings", {}).get("steps", cfg.steps), type(hook).__name__
+    if steps != cfg.steps: raise ValueError(f"{name} is for {steps} steps, the training has {cfg.steps}")
 
+# %% ../nbs/27_training.ipynb #99dd2f03
 def _check_finite(losses, first, folder):
     for i, loss in enumerate(losses):
         if math.isfinite(loss): continue
