@@ -18,7 +18,7 @@ import torch
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from tqdm.auto import tqdm
-from .checks import check, tensor
+from .checks import check, instance, tensor
 from .cpu import check_kind
 from .cpu_layers import CpuBackend
 from .files import read_sealed, write_sealed
@@ -471,7 +471,10 @@ def explain(fast:Replay # of `accelerate_`
     return table.assign(why=layers.why.mask(lost, "the whole model is faster dense"))
 
 # %% ../nbs/14_accelerate.ipynb #c8c75359
-def _tensor(out): return out if isinstance(out, Tensor) else getattr(out, "sample", None) or tree_flatten(out)[0][0]
+def _tensor(out): # the first that a network gives
+    found = out if isinstance(out, Tensor) else getattr(out, "sample", None)
+    return tree_flatten(out)[0][0] if found is None else found
+
 def _distance(y, exact): # in the 2-norm, relative
     return ((y.double() - exact).norm() / exact.norm()).item()
 
@@ -493,6 +496,7 @@ def parity(model:nn.Module, # the baked model at the accelerated one's type, den
     inputs:tuple, # (x, timesteps, …)
     )->pd.DataFrame: # a row per compressed module, and one for the output: sparse_error and dense_error
     "Relative errors (2-norm) against float64, on the inputs that each layer really gets."
+    check(model=(model, instance(nn.Module)), fast=(fast, instance(Replay)), inputs=(inputs, instance(tuple)))
     model, sparse = copy.deepcopy(model), copy.deepcopy(fast.model)   # not what was compiled: hooks are not seen there
     was = dict(model.named_modules())
     changed = [name for name, m in sparse.named_modules() if name in was and type(m) is not type(was[name])]

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import nn, Tensor
 from . import cpu_conv, cpu_linear
-from .checks import check, instance
+from .checks import check, instance, tensor
 from .cpu_conv import pack_conv, sparse_conv2d
 from .cpu_layers import same_padding, why_no_kernel
 from .cpu_linear import pack_rows, sparse_linear
@@ -139,6 +139,7 @@ def _check_mask(name, layer, mask):
     known = name.endswith(".weight") and layer is not None
     why = why_no_kernel(layer) if known else "no layer has such a weight"
     if why: raise ValueError(f"{name} cannot have entries: {why}")
+    check(mask=(mask, tensor))
     given, wanted = (mask.dtype, mask.shape), (torch.bool, layer.weight.shape)
     if given != wanted: raise ValueError(f"the mask of {name} must be {wanted}; got {given}")
     if layer.weight.dtype != torch.float32: raise ValueError(f"{name} must be float32; got {layer.weight.dtype}")

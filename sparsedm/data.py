@@ -57,6 +57,7 @@ class Images(Rows):
 
     def __post_init__(self):
         x = self.images
+        check(images=(x, tensor), labels=(self.labels, optional(tensor)))
         if x.dtype != torch.uint8 or x.ndim != 4:
             raise ValueError(f"images: uint8 of shape (N, C, H, W) expected, got {x.dtype} of shape {tuple(x.shape)}")
         if self.labels is not None: _check_labels(self.labels, len(x), self.classes)
@@ -69,6 +70,7 @@ class Images(Rows):
     @cached_property
     def sha(self): return fingerprint(self.images)
 
+# %% ../nbs/24_data.ipynb #57127318
 def _check_labels(y, n, classes):
     if len(y) != n: raise ValueError(f"labels: one per image, {n}, expected, got {len(y)}")
     if y.ndim != 1 or y.dtype == torch.bool or y.is_floating_point() or y.is_complex():
@@ -99,6 +101,7 @@ class States(Rows):
 
     def __post_init__(self):
         x = self.values
+        check(values=(x, tensor), mask=(self.mask, optional(tensor)))
         if not x.is_floating_point() or x.ndim < 2:
             raise ValueError(f"values: floats of shape (N, …) expected, got {x.dtype} of shape {tuple(x.shape)}")
         if not x.isfinite().all(): raise ValueError("values: finite numbers expected, also where nothing is")
@@ -113,6 +116,7 @@ class States(Rows):
     @cached_property
     def sha(self): return fingerprint(self.values, *([] if self.mask is None else [self.mask]))
 
+# %% ../nbs/24_data.ipynb #b76f92a3
 def _check_mask(mask, shape):
     if mask.dtype != torch.bool or mask.shape != shape:
         raise ValueError(f"mask: bool of shape {shape} expected, got {mask.dtype} of shape {tuple(mask.shape)}")

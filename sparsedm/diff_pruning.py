@@ -45,6 +45,7 @@ def taylor_(model:nn.Module, # its `.grad`s are replaced by the accumulated grad
         raise ValueError("the loss is not finite; check the weights and the images")
     used = [loss > threshold * max(losses) for loss in losses]
     model.zero_grad(set_to_none=True)
+    if not any(p.requires_grad for p in model.parameters()): raise ValueError("no parameter requires a gradient")
     for t in itertools.compress(ts, used): loss_at(t).backward()
     return pd.DataFrame(dict(t=ts, loss=losses, used=used))
 

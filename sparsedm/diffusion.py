@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
-from .checks import a_function, check, finite_number, instance, optional, tensor, usable_device, whole_number
+from .checks import (Rule, a_function, check, finite_number, floats, instance, optional, tensor, usable_device,
+                             whole_number)
 from .declare import PROCESSES, SAMPLERS
 from .ste import computed_once
 
@@ -76,10 +77,18 @@ class Process:
 # %% ../nbs/20_diffusion.ipynb #d0000006
 BETA_MIN, BETA_MAX = 0.1, 20.    # as U-ViT and the paper have them
 
+def _are_rates(v): return len(v) == 2 and any(v) and all(map(finite_number(0).fine, v))
+_RATES = Rule("two numbers from 0, not both 0", _are_rates)
+
+# %% ../nbs/20_diffusion.ipynb #17a67ee2
 @dataclass(frozen=True)
 class VP(Process):
     "dx = −½β(t)x dt + √β(t) dW with a rate β that grows linearly."
     beta:tuple = (BETA_MIN, BETA_MAX)   # at t = 0 and at t = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(beta=(self.beta, _RATES))
 
     def rate(self, t):
         "β(t)"
@@ -199,7 +208,7 @@ def _factors(t, x, process):
     return a.to(x.dtype).view(shape), s.to(x.dtype).view(shape)
 
 def _check_noise(x0, noise):
-    check(x0=(x0, tensor), noise=(noise, tensor))
+    check(x0=(x0, floats), noise=(noise, floats))
     if noise.shape == x0.shape: return
     raise ValueError(f"noise: shape {tuple(x0.shape)} of x0 expected, got {tuple(noise.shape)}")
 
@@ -373,7 +382,7 @@ def predict(
     process:str|Process="vp", # row of PROCESSES, or a process
 )->Tensor: # (B, ...) noise, v or flow, whichever the process predicts
     "What `model` answers"
-    if not isinstance(x_t, Tensor): check(x_t=(x_t, tensor))
+    if not isinstance(x_t, Tensor) or not x_t.is_floating_point(): check(x_t=(x_t, floats))
     if not callable(model): check(model=(model, a_function))
     # float32 whatever the model computes in: bfloat16 cannot tell 998 from 1000
     told = _process(process).model_time(_times(t, x_t).float())
@@ -384,6 +393,11 @@ def predict(
     return out
 
 # %% ../nbs/20_diffusion.ipynb #d000001c
+def _check_answer(out, x_t):
+    check(out=(out, floats), x_t=(x_t, floats))
+    if out.shape == x_t.shape: return
+    raise ValueError(f"out: shape {tuple(x_t.shape)} of x_t expected, got {tuple(out.shape)}")
+
 def noise_of(
     out:Tensor, # (B, ...) what the network answered
     x_t:Tensor, # (B, ...) noisy images
@@ -391,6 +405,7 @@ def noise_of(
     process:str|Process="vp", # row of PROCESSES, or a process
 )->Tensor: # (B, ...)
     "The noise that follows from an answer"
+    _check_answer(out, x_t)
     p = _process(process)
     convert = PREDICTIONS[p.predicts].noise
     return out if convert is None else convert(out, x_t, *_factors(t, x_t, p))
@@ -402,6 +417,7 @@ def clean_of(
     process:str|Process="vp", # row of PROCESSES, or a process
 )->Tensor: # (B, ...)
     "The estimate of x_0 that follows from an answer"
+    _check_answer(out, x_t)
     p = _process(process)
     return PREDICTIONS[p.predicts].clean(out, x_t, *_factors(t, x_t, p))
 

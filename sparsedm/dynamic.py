@@ -12,7 +12,8 @@ import math, warnings
 from dataclasses import asdict, dataclass
 import torch
 from torch import nn, Tensor
-from .checks import any_seed, boolean, check, finite_number, floats, instance, one_of, tensor, whole_number
+from .checks import (Rule, any_seed, boolean, check, finite_number, floats, instance, one_of, tensor,
+                             whole_number)
 from .declare import HOOKS, Hook
 from .layers import weight_layers
 from .seeds import seeded
@@ -33,6 +34,10 @@ def maskable(model:nn.Module # any model, plain
 # %% ../nbs/03_dynamic.ipynb #d03a0009
 TOPOLOGIES = ("erk", "uniform")
 
+def _is_shape(v): return isinstance(v, (tuple, list)) and len(v) > 1 and all(map(whole_number().fine, v))
+def _are_shapes(v): return isinstance(v, dict) and all(map(_is_shape, v.values()))
+_SHAPES = Rule("a dict of shapes of weights: (out, in), …", _are_shapes)
+
 def _check_sparsity(sparsity, topology): # sparsity: the share that is zero
     check(sparsity=(sparsity, finite_number(0, below=1)), topology=(topology, one_of(TOPOLOGIES)))
 
@@ -41,7 +46,7 @@ def densities(shapes:dict, # name → shape of a weight
     topology:str="erk", # row of TOPOLOGIES
     )->dict: # name → density, 0 to 1
     "The density of each layer."
-    check(shapes=(shapes, instance(dict)))
+    check(shapes=(shapes, _SHAPES))
     _check_sparsity(sparsity, topology)
     empty = [f"{k} {tuple(s)}" for k, s in shapes.items() if not math.prod(s)]
     if empty: raise ValueError(f"{empty[0]} has no weights")
@@ -62,7 +67,7 @@ def counts(shapes:dict, # name → shape of a weight
     topology:str="erk",
     )->dict: # name → how many of its weights are not zero
     "Whole numbers, exact in total; `ValueError` names a layer that would be left without any."
-    check(shapes=(shapes, instance(dict)))
+    check(shapes=(shapes, _SHAPES))
     size = {k: math.prod(s) for k, s in shapes.items()}
     exact = {k: d * size[k] for k, d in densities(shapes, sparsity, topology).items()}
     kept = {k: math.floor(v + 1e-9) for k, v in exact.items()}
@@ -85,6 +90,8 @@ def grouped(x:Tensor, # of the shape of a weight
     )->Tensor: # (groups, members)
     "A weight, or what belongs to one, as its groups."
     if group == "layer": return x.reshape(1, -1)
+    if isinstance(group, int) and x.shape[1] % group:
+        raise ValueError(f"group is {group}, which does not divide the {x.shape[1]} inputs of {tuple(x.shape)}")
     rows = x.movedim(1, -1).reshape(-1, x.shape[1]) if isinstance(group, int) else x.reshape(len(x), -1)
     return rows.reshape(-1, group) if isinstance(group, int) else rows
 
@@ -120,6 +127,9 @@ def layer_counts(shapes:dict, # name → shape of a weight
     return counts(shapes, sparsity, topology) if group == "layer" else _kept_of_groups(shapes, sparsity, group)
 
 # %% ../nbs/03_dynamic.ipynb #d03a0011
+def _are_weights(v): return isinstance(v, dict) and all(isinstance(w, Tensor) and w.dim() > 1 for w in v.values())
+_WEIGHTS = Rule("a dict of weights, see maskable", _are_weights)
+
 def own_group(shape, group): # of a layer; one whose inputs do not divide is dense
     return "layer" if isinstance(group, int) and shape[1] % group else group
 
@@ -128,7 +138,7 @@ def draw_masks(weights:dict, # name → weight, as of `maskable`
     seed:int=0,
     )->dict: # name → bool, of the weight's shape
     "A random topology: which weights exist."
-    check(weights=(weights, instance(dict)), seed=(seed, any_seed))
+    check(weights=(weights, _WEIGHTS), seed=(seed, any_seed))
     generator, masks = torch.Generator().manual_seed(seed), {}
     kept = layer_counts({k: tuple(w.shape) for k, w in weights.items()}, sparsity, topology, group)
     for name, w in weights.items():

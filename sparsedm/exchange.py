@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open, SafetensorError
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten
+from .checkpoints import fits
 from .checks import a_path, check
 from .cpu import check_kind
 from .files import atomic_write
@@ -98,9 +99,9 @@ def load_others_(model:nn.Module, # dense, of the same architecture; filled in p
     check_model(model)
     check_baked(model)
     state, want = dense_state(read_state(path)), model.state_dict()
-    wrong = sorted(set(want) ^ set(state)) + [k for k in want if k in state and want[k].shape != state[k].shape]
+    wrong = sorted(set(want) ^ set(state)) + [k for k in want if k in state and not fits(state[k], want[k])]
     if wrong:
-        some = f"{len(wrong)} names or shapes differ, such as {', '.join(wrong[:3])}"
+        some = f"{len(wrong)} names, shapes or types differ, such as {', '.join(wrong[:3])}"
         raise ValueError(f"{path} does not fit {type(model).__name__}: {some}")
     model.load_state_dict(state)
     return model

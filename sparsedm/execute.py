@@ -25,7 +25,7 @@ from .conditions import drop_of, guided, told_rows, told_samples
 from .data import PIXELS, Images, States, batch_states, load_images, pictures
 from .declare import CODECS, DATASETS, HOOKS, LOSSES, METHODS, PREPARE, SCALES, Hook, Net, load_papers
 from .diffusion import noise_loss, sample
-from .files import check_writable, locked, read_sealed, runs_dir, text_sha, write_sealed, write_text
+from .files import check_writable, file_sha, locked, read_sealed, runs_dir, text_sha, write_sealed, write_text
 from .accelerate import Replay
 from .gpu import cuda_times
 from .macs import macs_summary
@@ -54,6 +54,8 @@ def load_start(run:Run # any run with a start or a teacher
         if not start.pretrained: how = "run it first"
         raise FileNotFoundError(f"{run.id} starts from {start.name}, which is not trained yet (no {path}): {how}")
     return load_trained(start).to(device_name())
+
+def _sha_of_start(run): return file_sha(model_path(find_run(run.start or run.teacher, run.scale)))[:16]
 
 def plain(model:nn.Module # dense or sparse
     )->nn.Module: # in eval mode
@@ -93,11 +95,11 @@ def load_samples(run:Run # with a record
     path = run_folder(run)/"samples.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"no samples at {path}; delete {record_path(run)} to run it again")
-    return kept_tensor(path)
+    return kept_tensor(path, run=run.id)
 
 # %% ../nbs/32_execute.ipynb #32encod0
 def _encoded(run, real, encode): # kept per scale, as it may take longer than a run
-    looks = text_sha(str(encode(real.images[:16]).tolist()))   # another codec gets another file
+    looks = text_sha(f"{real.sha} {encode(real.images[:16]).tolist()}")   # of other images, or another codec, differ
     states = kept_tensor(runs_dir(run.scale)/f"{run.data}-{looks}.safetensors", lambda: encode(real.images))
     return States(states, None, run.data, "train")
 
@@ -122,7 +124,7 @@ def training_images(run:Run)->Images|States: # real ones, the dense model's samp
         drawn_by = dict(sampler=run.sampler, steps=run.sampler_steps, cond=told_rows(run))
         return teacher_samples(guided(load_start(run), run), len(real), real.shape, first, **drawn_by).images
     name = f"teacher-samples-s{run.seed}{_how_guided(run)}.safetensors"
-    made = kept_tensor(runs_dir(run.scale)/run.teacher/name, make)
+    made = kept_tensor(runs_dir(run.scale)/run.teacher/name, make, model=_sha_of_start(run))
     images = made if run.train_on == "teacher" else torch.cat([real.images, made])
     return Images(images, None, f"{run.data}, {run.train_on}", "train")
 
@@ -346,7 +348,7 @@ def distance_to_dense(images:Tensor, # of the run
     "Mean squared distance to the dense model's images from the same noise."
     n = min(256, run.n_samples)
     kept = runs_dir(run.scale)/run.teacher/f"first-{n}-s{run.seed}{_how_guided(run)}.safetensors"
-    dense = kept_tensor(kept, lambda: draw(load_start(run), run, n))
+    dense = kept_tensor(kept, lambda: draw(load_start(run), run, n), model=_sha_of_start(run))
     return dict(dense_mse=paired_distance(images[:n], dense)["mse"], dense_n=n)
 
 def execute_evaluation(run:Run, # what was done
@@ -396,7 +398,7 @@ def _record(run, progress, deadline, processes):
     model, losses, seen, train_seconds = execute_training(run, progress, deadline, processes)
     images, scores, macs, by_time, seconds = execute_evaluation(run, model)
     (folder/"samples.safetensors").unlink(missing_ok=True)
-    kept_tensor(folder/"samples.safetensors", lambda: images[:256])
+    kept_tensor(folder/"samples.safetensors", lambda: images[:256], run=run.id)
     seconds["train"] = train_seconds
     report, stride = layer_report(model), max(len(losses) // 100, 1)
     curve = pd.Series(losses, dtype=float).rolling(stride).mean().tolist()[stride - 1::stride]

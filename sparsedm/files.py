@@ -86,6 +86,9 @@ def atomic_write(path, # final name; its folder is created
         write(unfinished)
         with open(unfinished, "rb") as f: os.fsync(f.fileno())
         os.replace(unfinished, path)
+    except OSError as e:
+        if e.errno and e.filename is None: e.filename = str(path)   # as where the disk is full
+        raise
     finally: unfinished.unlink(missing_ok=True)
     return path
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JOB_FILE', 'starts_of', 'untrained_starts', 'to_do', 'work', 'deal', 'gpus_of', 'make_plan', 'read_plan', 'source',
-           'executed', 'drawing_code', 'why_draw', 'to_draw', 'draw', 'workers', 'cost_of', 'run_graph',
+           'executed', 'drawing_code', 'drawn_from', 'why_draw', 'to_draw', 'draw', 'workers', 'cost_of', 'run_graph',
            'RecordsMissing', 'Interrupted', 'ensure', 'gather', 'read_job', 'main']
 
 # %% ../nbs/33_graph.ipynb #b08df65a
@@ -115,9 +115,14 @@ def drawing_code()->str: # 8 hexadecimal digits
     modules = [*(package/f"{name}.py" for name in names), *sorted(package.glob("papers/*.py"))]
     return text_sha("".join(path.read_text(encoding="utf-8") for path in modules))
 
-def _drawn_with(last): # an executed notebook
+def drawn_from(scale, table)->str: # 8 hexadecimal digits
+    "Checksum of size and time of the notebook and the records, whichever way the clock was set."
+    files = [p for p in (source(table), *map(record_path, runs_of(scale, table.name))) if p.is_file()]
+    return text_sha(" ".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files))
+
+def _drawn_with(last): # an executed notebook: checksums of the code and, if it is known, of what it read
     beside = last.with_suffix(".code")
-    return beside.read_text(encoding="utf-8") if beside.is_file() else ""
+    return beside.read_text(encoding="utf-8").split() if beside.is_file() else [""]
 
 # %% ../nbs/33_graph.ipynb #558f561e
 def why_draw(scale:str, # row of SCALES
@@ -131,10 +136,12 @@ def why_draw(scale:str, # row of SCALES
     is_there = lambda path: path.is_file() and path.stat().st_size > 0
     gone = [name for name in table.names if not is_there(figures_dir(scale)/name)]
     if gone: return f"figures/{scale}/{gone[0]} is missing or empty"
-    if _drawn_with(last) != drawing_code(): return "the code that draws has changed"
+    code, *read = _drawn_with(last)
+    if code != drawing_code(): return "the code that draws has changed"
     drawn, files = last.stat().st_mtime, [figures_dir(scale)/name for name in table.names]
     newer = [p for p in (source(table), *map(record_path, runs), *files) if p.stat().st_mtime > drawn]
-    return f"{newer[0].relative_to(root())} is newer" if newer else ""
+    if newer: return f"{newer[0].relative_to(root())} is newer"
+    return "its notebook or a record is another" if read not in ([], [drawn_from(scale, table)]) else ""
 
 def to_draw(scale:str, names=())->dict: # name → why
     "The tables of a scale that are not up to date; of all, or of those named."
@@ -162,6 +169,7 @@ def _papermill(table, scale, kernels):
     import papermill
     from papermill.exceptions import PapermillExecutionError
     last, parameters = executed(scale, table), dict(scale=scale, build=False)
+    made_with = f"{drawing_code()} {drawn_from(scale, table)}"   # as they are before it reads them
     unfinished = last.with_name(f".{last.name}")   # Snakemake and `why_draw` see a whole one or none
     asked = [_as_it_is(path) for path in (source(table), unfinished)]
     try: papermill.execute_notebook(*asked, parameters, progress_bar=False, km=kernels)
@@ -169,7 +177,7 @@ def _papermill(table, scale, kernels):
         os.replace(unfinished, last.with_suffix(".failed.ipynb"))
         return f"{e.ename}: {e.evalue}"
     os.replace(unfinished, last)
-    write_text(last.with_suffix(".code"), drawing_code())
+    write_text(last.with_suffix(".code"), made_with)
     last.with_suffix(".failed.ipynb").unlink(missing_ok=True)
     return None
 

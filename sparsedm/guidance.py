@@ -21,7 +21,7 @@ def _check_null(name, row, wanted, labels):
     if name == "y" and row.is_floating_point(): raise ValueError(f"null['y'] must be a label; got {row.tolist()}")
     if row.shape != wanted[name].shape[1:]:
         raise ValueError(f"null[{name!r}] must be {tuple(wanted[name].shape[1:])}; got {tuple(row.shape)}")
-    if name == "y" and not 0 <= row < labels:
+    if name == "y" and (row.is_floating_point() or not 0 <= row < labels):
         raise ValueError(f"null['y'] must be a label that the model knows, 0 … {labels - 1}; got {row.item()}. "
                          "What is trained for guidance has one label more than there are classes")
 
@@ -50,6 +50,11 @@ def null_of(null:dict, # name of a condition → what stands for none of it: a l
     return rows
 
 # %% ../nbs/20a_guidance.ipynb #20a00009
+def _as(rows, null, name): # of the type, and where rows are
+    if not null.is_floating_point() or rows.is_floating_point(): return null.to(rows)
+    raise ValueError(f"null[{name!r}] must be {rows.dtype}, as what it stands for; got {null.dtype}")
+
+# %% ../nbs/20a_guidance.ipynb #a4f65fc3
 class Guided(nn.Module):
     "A conditional model, guided; called like the model itself, always with its conditions."
     def __init__(self,
@@ -65,7 +70,7 @@ class Guided(nn.Module):
 
     def _null(self, name, rows):
         null = getattr(self, f"null_{name}")
-        if isinstance(rows, Tensor) and null.shape == rows.shape[1:]: return null.to(rows).expand_as(rows)
+        if isinstance(rows, Tensor) and null.shape == rows.shape[1:]: return _as(rows, null, name).expand_as(rows)
         found = tuple(rows.shape) if isinstance(rows, Tensor) else shown(rows)
         raise ValueError(f"cond[{name!r}] must be (B, {', '.join(map(str, null.shape))}); got {found}")
 
@@ -86,6 +91,8 @@ def _check_rows(name, row, rows): # columns of shards are read later
     raise ValueError(f"cond[{name!r}] must have rows as null has, {shown(row)}; got {shown(rows)}")
 
 # %% ../nbs/20a_guidance.ipynb #36f706bb
+_SOMETHING = Rule("a dict of tensors, at least one", lambda v: isinstance(v, dict) and len(v) > 0)
+
 @dataclass(frozen=True, eq=False)
 class Drop:
     "In training, each row's conditions are left out with probability p."
@@ -107,6 +114,7 @@ class Drop:
         seed:int, # decides which rows
         )->dict: # the same, with `null` in the rows that are left out
         "A batch's conditions, some of them dropped."
+        check(cond=(cond, _SOMETHING))
         n = len(next(iter(cond.values())))
         gone = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < self.p
         return {name: self._without(name, rows, gone) for name, rows in cond.items()}
@@ -114,4 +122,4 @@ class Drop:
     def _without(self, name, rows, gone):
         if name not in self.null: return rows
         where = gone.view(-1, *[1] * (rows.ndim - 1)).to(rows.device)
-        return torch.where(where, self.null[name].to(rows), rows)
+        return torch.where(where, _as(rows, self.null[name], name), rows)

@@ -141,7 +141,7 @@ def layer_patterns(model:nn.Module, # any model
         elif filter_fn is not None: chosen = [name for name, layer in everything.items() if filter_fn(layer, name)]
         else: chosen = _by_rule(model, everything, layers)
         chosen = dict.fromkeys(chosen, pattern)
-    dense = named_layers(everything, exclude, "exclude") if exclude else ()
+    dense = () if exclude in (None, [], ()) else named_layers(everything, exclude, "exclude")
     return {name: pattern for name, pattern in chosen.items() if name not in dense}
 
 def _by_pattern(layers, patterns):

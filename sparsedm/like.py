@@ -99,7 +99,7 @@ def sparsify_zeros_(model:nn.Module, # dense, with zeros; changed in place
     "Keep the zeros of each layer whose weight has the zeros of a pattern; `ValueError` if there is none."
     check_dense(model, "sparsify_zeros_")
     layers, groups = weight_layers(model), {}
-    dense = named_layers(layers, exclude, "exclude") if exclude else ()
+    dense = () if exclude in (None, [], ()) else named_layers(layers, exclude, "exclude")
     for name, layer in layers.items():
         if name not in dense: groups.setdefault(zeros_pattern(layer.weight), []).append(name)
     unused = {name: _unused(layers[name].weight) for p, names in groups.items() if p for name in names}

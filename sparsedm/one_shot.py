@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .checks import any_seed, check, finite_number, whole_number
+from .checks import any_seed, boolean, check, finite_number, instance, optional, whole_number
 from .conditions import drop_of, told_rows
 from .data import Images, States, batch_states, load_images, to_float
 from .declare import CODECS, DATASETS, PREPARE
@@ -221,7 +221,8 @@ def _check_one_shot(method, images, damping, calibrate, seed, n, cond):
     if ONE_SHOT[method] and images is None and calibrate is None:
         raise ValueError(f"method {method!r} calibrates on images; pass images=load_images(…), or calibrate=")
     if images is not None and calibrate is not None: raise ValueError("either images or calibrate, not both")
-    check(damping=(damping, finite_number(above=0)), seed=(seed, any_seed), n=(n, whole_number(1)))
+    check(damping=(damping, finite_number(above=0)), seed=(seed, any_seed), n=(n, whole_number(1)),
+          cond=(cond, optional(instance(dict))))
     for name, rows in (cond or {}).items():
         if images is not None and len(rows) == len(images): continue
         wanted = "no row, as no images are given" if images is None else f"a row for each of the {len(images)} images"
@@ -255,6 +256,7 @@ def asp_(model:nn.Module, # trained and dense; changed in place
     )->nn.Module: # the same model, 2:4-sparse with fixed masks
     "NVIDIA's ASP: 2:4 by magnitude, chosen once; train on with `training.train`."
     check_dense(model, "asp_")
+    check(permute=(permute, boolean))
     if permute:
         gain = permute_channels_(model)
         print(f"magnitude kept in the {len(gain)} permuted inputs: {gain.before.mean():.4f} → {gain.after.mean():.4f}")

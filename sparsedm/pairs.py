@@ -56,8 +56,8 @@ def sign_flip(x:Sequence # effects by pair
     means = np.abs(signs @ x)
     return float((means >= abs(x.sum()) * (1 - 1e-9)).mean())
 
-def _are_numbers(v): return np.asarray(v, dtype=float).ndim == 1
-_NUMBERS = Rule("a list or series of numbers", _are_numbers)
+def _are_numbers(v): return np.asarray(v, dtype=float).ndim == 1 and np.isfinite(np.asarray(v, dtype=float)).all()
+_NUMBERS = Rule("a list or series of finite numbers", _are_numbers)
 
 def effect(x:pd.Series # effects by pair, such as `log_ratios`
     )->Effect:
@@ -73,7 +73,8 @@ POWER = .8
 
 def power(true:float, sd:float, n:int, level:float=LEVEL)->float: # from 0 to 1
     "How often n pairs find a true effect on the side where it is."
-    check(true=(true, finite_number()), sd=(sd, finite_number(above=0)), n=(n, whole_number()))
+    check(true=(true, finite_number()), sd=(sd, finite_number(above=0)), n=(n, whole_number()),
+          level=(level, finite_number(above=0, below=1)))
     if n < 2: return 0.
     bound = stats.t.ppf((1 + level) / 2, n - 1)
     return float(stats.nct.sf(bound, n - 1, abs(true) * math.sqrt(n) / sd))
@@ -109,9 +110,12 @@ VERDICTS = {   # their colours in tables
     HOLDS: "#d9ead3", CONTRADICTED: "#fce0cc", EQUAL: "#dbe7f5",
     WEAK: "#eeeeee", BUDGET: "#eeeeee", UNMEASURED: "#eeeeee"}
 
+def _are_chances(v): return _are_numbers(v) and all(0 <= x <= 1 for x in v)
+_CHANCES = Rule("a list of numbers from 0 to 1", _are_chances)
+
 def holm(p:Sequence)->list: # in the same order
     "p values adjusted for their number."
-    check(p=(p, _NUMBERS))
+    check(p=(p, _CHANCES))
     order, worst, adjusted = np.argsort(p), 0., [0.] * len(p)
     for rank, i in enumerate(order):
         worst = max(worst, min(1., (len(p) - rank) * p[i]))

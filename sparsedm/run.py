@@ -117,8 +117,16 @@ def _trained_with(run): return {k: v for k, v in run.options.items() if k not in
 
 def _check(run):
     check_fields(vars(run))
-    try: check_told(run.model, run.options)
+    try:
+        check_told(run.model, run.options)
+        _check_sampler(run)
     except ValueError as e: raise ValueError(f"Run: {e}") from None
+
+def _check_sampler(run): # which is asked only after the training
+    process = PROCESSES.named(run.process)
+    SAMPLERS.named(run.sampler).check(process)
+    most = getattr(process, "T", run.sampler_steps)
+    if run.sampler_steps > most: raise ValueError(f"sampler_steps must be at most {most}; got {run.sampler_steps}")
 
 # %% ../nbs/30_run.ipynb #30runrun
 @dataclass(frozen=True)

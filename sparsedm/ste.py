@@ -48,7 +48,7 @@ class NMSparse(nn.Module):
         check(estimator=(estimator, one_of(ESTIMATORS)), lambda_w=(lambda_w, finite_number(0)))
         self.pattern, self.estimator = pattern, estimator
         self.lambda_w = lambda_w if estimator == "improved" else 0.
-        self._decay = None   # weak reference to an optimizer, set by add_masked_decay_
+        self._decay = self._handle = None   # weak reference to an optimizer, and a hook; of add_masked_decay_
         if estimator == "fixed": self.register_buffer("mask", _laid_out(nm_mask(w, pattern), w), persistent=False)
 
     def forward(self, w):
@@ -59,7 +59,7 @@ class NMSparse(nn.Module):
     @property
     def decay_attached(self)->bool: return _decayed_by(self) is not None   # by any living optimizer
     def extra_repr(self): return _describe(self)
-    def __getstate__(self): return {**self.__dict__, "_decay": None}   # a copy has no optimizer
+    def __getstate__(self): return {**self.__dict__, "_decay": None, "_handle": None}   # a copy has no optimizer
 
 # %% ../nbs/01_ste.ipynb #c80c69b5
 def _remind(sparsity):
@@ -300,7 +300,11 @@ def _before_step(decaying, at):
 
 def _in_backward_(w, sparsity):
     "Add λ_W to the gradient as it arrives."
-    w.register_hook(lambda grad: grad + sparsity.lambda_w * _pruned(w, sparsity))
+    sparsity._handle = w.register_hook(lambda grad: grad + sparsity.lambda_w * _pruned(w, sparsity))
+
+def _release_(sparsity): # the weight, which outlives optimizer and mask
+    if sparsity._handle: sparsity._handle.remove()
+    sparsity._decay = sparsity._handle = None
 
 # %% ../nbs/01_ste.ipynb #3045d4ce
 def add_masked_decay_(optimizer:torch.optim.Optimizer, # any torch optimizer (or one prepared by accelerate)
@@ -312,7 +316,9 @@ def add_masked_decay_(optimizer:torch.optim.Optimizer, # any torch optimizer (or
     optimizer = getattr(optimizer, "optimizer", optimizer)   # accelerate wraps the real one
     check(optimizer=(optimizer, instance(torch.optim.Optimizer)))
     decaying = _decaying_in(optimizer, model)
-    for w, sparsity in decaying: sparsity._decay = weakref.ref(optimizer)
+    for w, sparsity in decaying:
+        _release_(sparsity)   # from an optimizer of before
+        sparsity._decay = weakref.ref(optimizer)
     if at == "backward":
         for w, sparsity in decaying: _in_backward_(w, sparsity)
     else: optimizer.register_step_pre_hook(_before_step(decaying, at))
@@ -506,5 +512,6 @@ def bake_(model:nn.Module # a sparsified model
         w = dense_weight(layer)
         w.data = torch.empty_like(w).copy_(layer.sparsity(w))   # laid out in memory as it was
         layer.__class__ = layer.dense_class
+        _release_(layer.sparsity)
         del layer.sparsity
     return model

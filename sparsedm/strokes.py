@@ -152,6 +152,7 @@ def padded(sequences:list # (T, 3) each
     "Sequences of several lengths as one tensor."
     check(sequences=(sequences, instance(list, tuple)))
     if not sequences: raise ValueError("there is no sequence")
+    for s in sequences: _check_points(s[None] if isinstance(s, Tensor) else s, None)
     n = torch.tensor([len(s) for s in sequences])
     mask = torch.arange(int(n.max())) < n[:, None]
     values = torch.zeros(*mask.shape, 3)

@@ -11,9 +11,11 @@ __all__ = ['NOISE', 'FLIPS', 'DROPPED', 'CODES', 'INSIDE', 'TrainConfig', 'learn
 import copy, json, math, os, time, warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -27,6 +29,7 @@ from .checkpoints import describe, load_state, load_tensors, save_tensors, tenso
 from .data import Images, Rows, States, batch_indices, batch_states, fingerprint, random_flip, to_float
 from .declare import LOSSES
 from .diffusion import draw_times, noise_loss, process
+from .files import text_sha
 from .guidance import Drop
 from .layers import check_model
 from .processes import Autocast, agreed, check_masks, gathered, shard_, share_of, shares_of
@@ -204,24 +207,45 @@ def _recipe(cfg, model, data, hooks, cond, **asked): # asked: functions on which
     named = dict(enumerate(type(h).__name__ for h in hooks if hasattr(h, "state")))
     settings = dict(enumerate(getattr(h, "settings", {}) for h in hooks if hasattr(h, "state")))
     learned = {"sha": data.sha} | {f"cond {name}": _sha_of(rows) for name, rows in (cond or {}).items()}
-    found = {"config": config, **described, "data": learned, "hooks": named, "settings": settings}
-    return json.loads(json.dumps(found | {"loss": {name: _told(x, model) for name, x in asked.items()}}))
+    trained = {name: str(p.dtype) for name, p in model.named_parameters() if p.requires_grad}
+    found = {"config": config, **described, "trained": trained, "data": learned, "hooks": named, "settings": settings}
+    return json.loads(json.dumps(found | {"functions": {name: _told(x, model) for name, x in asked.items()}}))
 
 # %% ../nbs/27_training.ipynb #27named0
 def _told(x, model, depth=5): # JSON-able
-    "What tells a function from another: its name, and what it is bound to; networks and tensors by checksum."
+    "What tells a function from another: its name, and what it works with; networks and tensors by checksum."
     again = lambda v: _told(v, model, depth - 1)
     if x is model: return "the model"
     if isinstance(x, nn.Module): return again(x.state_dict())
     if isinstance(x, Tensor): return tensors_sha({"": x.detach().cpu()})[:12]
+    if isinstance(x, (np.ndarray, np.generic)): return again(x.tolist())
     if x is None or isinstance(x, (str, int, float, bool)): return x if x == x else "nan"
     if not depth: return type(x).__qualname__
     if isinstance(x, partial): return [again(x.func), again(x.args), again(x.keywords)]
     if isinstance(x, dict): return {str(k): again(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [again(v) for v in x]
-    try: bound = [c.cell_contents for c in getattr(x, "__closure__", None) or ()]
-    except ValueError: bound = []   # of a cell that is not filled yet
-    return [getattr(x, "__qualname__", type(x).__qualname__), *map(again, bound)]
+    return [getattr(x, "__qualname__", type(x).__qualname__), *map(again, _works_with(x))]
+
+# %% ../nbs/27_training.ipynb #05458f58
+def _works_with(x):
+    "What decides what a function, a method or an object does, beside its name."
+    if isinstance(x, MethodType): return [x.__func__, x.__self__]
+    if isinstance(x, FunctionType): return [*_bound(x), x.__defaults__, x.__kwdefaults__, *_written(x)]
+    if isinstance(x, type): return []
+    return [{f.name: getattr(x, f.name) for f in fields(x)} if is_dataclass(x) else getattr(x, "__dict__", {})]
+
+def _bound(f): # what a closure holds
+    try: return [c.cell_contents for c in f.__closure__ or ()]
+    except ValueError: return []   # of a cell that is not filled yet
+
+def _written(f): # its code, and the numbers and texts it knows by name; ours changes with the version
+    if f.__module__.startswith("sparsedm."): return []
+    known = {name: f.__globals__[name] for name in f.__code__.co_names if name in f.__globals__}
+    return [_code(f.__code__), {name: v for name, v in known.items() if isinstance(v, (str, int, float, Tensor))}]
+
+def _code(code): # instructions, names and constants; a set has no order of its own
+    def shown(c): return _code(c) if isinstance(c, CodeType) else repr(sorted(c) if isinstance(c, frozenset) else c)
+    return text_sha(json.dumps([code.co_code.hex(), code.co_names, [shown(c) for c in code.co_consts]]))
 
 def _named(given):
     "A process by its name; one without a row by what tells it from others."
@@ -252,14 +276,22 @@ def save_checkpoint(path, # .safetensors file to write
     save_tensors(path, tensors, facts)
 
 # %% ../nbs/27_training.ipynb #27ord001
+def _apart(name, was, now): # the same of the first difference inside
+    parts = []
+    if isinstance(was, dict) and isinstance(now, dict):
+        parts = [(f"{name} {k}", was.get(k), now.get(k)) for k in sorted({*was, *now})]
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        parts = [(name, a, b) for a, b in zip(was, now)]
+    return next((_apart(k, a, b) for k, a, b in parts if a != b), (name, was, now))
+
+# %% ../nbs/27_training.ipynb #740cfeec
 def _check_recipe(path, meta, recipe):
     "Refuse a checkpoint of another run, with the first difference."
     for part, now in recipe.items():
         then = meta.get(part, now)   # files of before lack some
-        differ = [k for k in sorted(set(now) | set(then)) if now.get(k) != then.get(k)]
-        if differ:
-            was, is_now = then.get(differ[0]), now.get(differ[0])
-            raise ValueError(f"{path} belongs to another run: {part} {differ[0]} was {was!r}, now {is_now!r}")
+        if then == now: continue
+        name, was, now = _apart(part, then, now)
+        raise ValueError(f"{path} belongs to another run: {name} was {shown(was)}, now {shown(now)}")
 
 def some_weights(matrices)->list: # of at most 256 numbers
     "A few weights of each of the first matrices, by which a network is known again."
@@ -327,8 +359,10 @@ def _checked_start(model, cfg, data, cond): # accelerate's handle of this proces
         if is_column and len(rows) == len(data): continue
         given = f"{len(rows)} rows" if is_column else type(rows).__name__
         raise ValueError(f"cond[{name!r}] must be a tensor with a row for each of the {len(data)} images; got {given}")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("no parameter of the model requires a gradient: nothing to train")
+    trained = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+    if not trained: raise ValueError("no parameter of the model requires a gradient: nothing to train")
+    other = next((f"{name} is {dtype}" for name, dtype in trained.items() if dtype != torch.float32), "")
+    if other: raise ValueError(f"parameters are trained in float32, where small steps are not lost; {other}")
     if cfg.batch_size % acc.num_processes:
         raise ValueError(f"batch_size={cfg.batch_size} does not divide among {acc.num_processes} processes")
     return acc
@@ -345,10 +379,17 @@ def _check_asked(model, images, cfg, hooks, loss_fn, cond, drop=None, **steps):
     if drop: drop.check(model, cond)
     check(images=(images, _DATA), cfg=(cfg, instance(TrainConfig)),
           hooks=(hooks, instance(list, tuple)), **{name: (n, whole_number(1)) for name, n in steps.items()})
-    for hook in hooks:
-        if any(callable(getattr(hook, name, None)) for name in _HOOK): continue
-        raise ValueError(f"a hook has one of {', '.join(_HOOK)}; got {shown(hook)}")
+    for hook in hooks: _check_hook(hook, cfg)
+    theirs = process(getattr(loss_fn, "process", cfg.process))
+    if theirs != process(cfg.process): raise ValueError(f"loss_fn is for {theirs}, cfg for {process(cfg.process)}")
 
+def _check_hook(hook, cfg):
+    if isinstance(hook, type) or not any(callable(getattr(hook, name, None)) for name in _HOOK):
+        raise ValueError(f"a hook has one of {', '.join(_HOOK)}; got {shown(hook)}")
+    steps, name = getattr(hook, "settings", {}).get("steps", cfg.steps), type(hook).__name__
+    if steps != cfg.steps: raise ValueError(f"{name} is for {steps} steps, the training has {cfg.steps}")
+
+# %% ../nbs/27_training.ipynb #99dd2f03
 def _check_finite(losses, first, folder):
     for i, loss in enumerate(losses):
         if math.isfinite(loss): continue

@@ -38,6 +38,11 @@ def _taught(teacher, x_t, t, cond, process):
     except RuntimeError as e:
         raise ValueError(f"the teacher does not take what the student learns, {tuple(x_t.shape)}: {e}") from e
 
+def _are_one(student, teacher): # or share their weights, as what wraps a model does
+    firsts = [next(iter(net.parameters()), None) for net in (student, teacher) if isinstance(net, nn.Module)]
+    return student is teacher or len(firsts) == 2 and firsts[0] is not None and firsts[0] is firsts[1]
+
+# %% ../nbs/02_transfer.ipynb #08b4dc1a
 def transfer_loss(
     teacher:nn.Module, # dense, trained; no gradient reaches it
     lambda_teacher:float=.1, # λ₁ of Eq. 11: weight of ‖teacher − student‖²
@@ -52,13 +57,14 @@ def transfer_loss(
     teacher.eval()
 
     def loss(student, x0, t, noise, cond=None, mask=None):
-        if student is teacher: raise ValueError("student and teacher are one model; give the teacher as a copy")
+        if _are_one(student, teacher): raise ValueError("student and teacher are one model; give it a copy")
         x_t = q_sample(x0, t, noise, process)
         taught = _taught(teacher.to(x_t.device), x_t, t, cond, process)
         said = predict(student, x_t, t, cond, process)
         from_teacher = _mean_square(taught - said, mask)
         from_noise = _mean_square(target(x0, t, noise, process) - said, mask)
         return lambda_teacher * from_teacher + lambda_noise * from_noise
+    loss.process = process   # `train` compares it with its own
     return loss
 
 # %% ../nbs/02_transfer.ipynb #02term02

@@ -123,6 +123,17 @@ def test_killed_graph_then_finished_then_idle(repo):
     assert files(repo) == after
 
 
+def test_a_record_that_was_written_while_the_clock_was_behind_is_drawn(finished):
+    path = record(finished, runs_of("smoke", "table2")[0])
+    was = path.stat()
+    os.utime(path, (1e9, 1e9))
+    done = call(finished, "sparsedm.experiments", "smoke", "--only", "table2", "--dry-run")
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert "draw table2: its notebook or a record is another" in done.stdout, done.stdout + done.stderr
+    again = call(finished, "sparsedm.experiments", "smoke", "--only", "table2", "--dry-run")
+    assert "nothing to do" in again.stdout
+
+
 @pytest.mark.usefixtures("finished")
 def test_a_deleted_record_is_made_again_and_a_dry_run_changes_nothing(repo):
     "Twice the same one, with every figure up to date: its batch has been executed before."
