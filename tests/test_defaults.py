@@ -1,8 +1,8 @@
 """What is meant where nothing is said: another default is another result for whoever relies on it."""
 import inspect
 import pytest
-from sparsedm import diff_pruning, diffusion, dynamic, execute, metrics, no_data
-from sparsedm import one_shot, progressive, run, ste, training, transfer
+from sparsedm import conditions, diff_pruning, diffusion, dynamic, execute, metrics, no_data, one_shot
+from sparsedm import pairs, progressive, run, shards, ste, training, transfer, verdicts
 
 RECIPE = dict(batch_size=128, lr=2e-4, warmup=2500, weight_decay=.03, ema=.9999, cooldown=0., decay="gradient", loss_scale=1.)
 SPARSE = dict(pattern="2:4", estimator="improved", lambda_w=2e-4)
@@ -35,10 +35,16 @@ DEFAULTS = {
     metrics.evaluate: dict(extractor="digits-cnn", metrics=("fid", "kid", "isc", "prc", "mind"), device="cpu", seed=0,
                            progress=False),
     metrics.train_digits_cnn: dict(epochs=30, seed=0), metrics.train_fashion_cnn: dict(epochs=8, seed=0),
+    conditions.word_features: dict(width=16),
+    shards.write_shards: dict(per_shard=4096, batch=64, progress=True),
+    shards.open_shards: dict(name="shards", split="train", verify=True),
+    pairs.pairs_needed: dict(most=1000), pairs.decide: dict(margin=0.), pairs.spread: dict(digits=2),
+    pairs.percent: dict(digits=1), verdicts.Records.of: dict(net="uvit", pattern="2:4"),
     execute.do_run: dict(progress=False, deadline=float("inf"), wait=True), execute.loss_by_time: dict(noises=0),
 }
 CONSTANTS = {
     diffusion: dict(BETA_MIN=.1, BETA_MAX=20.), dynamic: dict(UPDATES=20),
+    conditions: dict(PLACES=77, WIDTH=16), pairs: dict(LEVEL=.9, POWER=.8, MOST_EXACT=16), verdicts: dict(FEW=4),
     metrics: dict(COMPARED=10_000, DIRECTIONS=1024, KEEP_FROM=3_000),
     execute: dict(NOISE_SEEDS=10**6, HELD_OUT=1024, TIMES=tuple((i + .5) / 10 for i in range(10))),
 }

@@ -2,8 +2,9 @@
 import os, random, resource, shutil, signal, subprocess, sys, time
 import pytest, torch
 from safetensors.torch import save_file
+from sparsedm import shards as module
 from sparsedm.checkpoints import save_tensors
-from sparsedm.files import read_sealed, write_sealed
+from sparsedm.files import locked, read_sealed, write_sealed
 from sparsedm.shards import open_shards, write_shards
 
 WRITER = """
@@ -42,6 +43,18 @@ def expected(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     assert started(folder).wait(120) == 0
     return check(folder)
+
+
+def test_a_lone_writer_looks_at_each_shard_once_and_waits_for_none(tmp_path, monkeypatch):
+    asked = []
+    def noted(path, wait=True):
+        asked.append((path.name, wait))
+        return locked(path, wait=wait)
+
+    monkeypatch.setattr(module, "locked", noted)
+    module.write_shards(tmp_path, 50, lambda numbers: dict(values=torch.ones(len(numbers), 1)), {}, per_shard=20, progress=False)
+    of_shards = [(f".{k:05}-of-00003.safetensors.lock", False) for k in range(3)]
+    assert asked == [(".lock", True), *of_shards, (".lock", True)]
 
 
 def test_three_writers_share_the_work_and_one_is_killed(tmp_path, expected):
