@@ -90,9 +90,9 @@ def _check_rows(name, row, rows): # columns of shards are read later
     if rows.shape[1:] == row.shape and rows.is_floating_point() == row.is_floating_point(): return
     raise ValueError(f"cond[{name!r}] must have rows as null has, {shown(row)}; got {shown(rows)}")
 
-# %% ../nbs/20a_guidance.ipynb #36f706bb
 _SOMETHING = Rule("a dict of tensors, at least one", lambda v: isinstance(v, dict) and len(v) > 0)
 
+# %% ../nbs/20a_guidance.ipynb #36f706bb
 @dataclass(frozen=True, eq=False)
 class Drop:
     "In training, each row's conditions are left out with probability p."
