@@ -326,6 +326,16 @@ def run_graph(scale:str, # row of SCALES
         elif todo or why: _do(scale, todo, why, cores, how, lock)
     return bool(todo or why)
 
+# %% ../nbs/33_graph.ipynb #33how001
+def _how(profile, cores):
+    "Snakemake's options: jobs here, of which each has GPUs for itself, or as a profile says."
+    there = torch.cuda.device_count()
+    limit = ["--resources", f"gpu={there}"] if there else []
+    if not profile: return ["--cores", str(cores), "--retries", "1", *limit]   # again if its process was killed
+    if (Path(profile)/"config.yaml").is_file(): return ["--profile", str(Path(profile).resolve())]
+    raise FileNotFoundError(f"no Snakemake profile at {profile}: a folder with config.yaml is expected, such as "
+                            "profiles/slurm")
+
 # %% ../nbs/33_graph.ipynb #842733c7
 def _cancel(process, patience=60): # seconds
     "Let Snakemake cancel its jobs on the cluster, where no mark reaches."
@@ -336,14 +346,6 @@ def _wanted(scale, names):
     "Runs of the named tables, or of all, by importance."
     chosen = {r.id for name in names for r in runs_of(scale, name)}
     return [r for r in runs_of(scale) if not names or r.id in chosen]
-
-def _how(profile, cores):
-    "Snakemake's options: jobs here, of which each has GPUs for itself, or as a profile says."
-    there = torch.cuda.device_count()
-    if not profile: return ["--cores", str(cores), "--retries", "1", *(["--resources", f"gpu={there}"] if there else [])]
-    if (Path(profile)/"config.yaml").is_file(): return ["--profile", str(Path(profile).resolve())]
-    raise FileNotFoundError(f"no Snakemake profile at {profile}: a folder with config.yaml is expected, such as "
-                            "profiles/slurm")
 
 def _do(scale, todo, why, cores, how, lock):
     "Plan, run Snakemake and follow it."
@@ -409,7 +411,7 @@ def gather(scale:str, # row of SCALES
     return frame(ensure(runs, build))
 
 # %% ../nbs/33_graph.ipynb #24bbf609
-JOB_FILE = "SPARSEDM_JOB_FILE"   # variable that the Snakefile sets, as a cluster's nodes read it again and must not plan anew
+JOB_FILE = "SPARSEDM_JOB_FILE"   # variable that the Snakefile sets: nodes of a cluster must not plan anew
 
 def read_job(config:dict # Snakemake's
     )->dict: # scale, job (its file), batches by name, drawing

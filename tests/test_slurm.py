@@ -85,7 +85,8 @@ def slurm(tmp_path_factory):
         CONF.write_text(SLURM.format(host=socket.gethostname(), folder=folder))
         wait_until(lambda: Path("/run/munge/munge.socket.2").exists(), 20, "munge")
         started += [subprocess.Popen([name, "-D"], stderr=subprocess.DEVNULL) for name in ("slurmctld", "slurmd")]
-        wait_until(lambda: "idle" in subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True).stdout, 60, "sinfo")
+        asked = dict(args=["sinfo", "-h", "-o", "%T"], capture_output=True, text=True)
+        wait_until(lambda: "idle" in subprocess.run(**asked).stdout, 60, "the node")
         yield folder
     finally:
         subprocess.run(["scancel", "--user", "root"], capture_output=True)
