@@ -236,6 +236,8 @@ _ARGUMENTS = {
     "--compile": dict(action="store_true", help="also try torch.compile"),
     "--scale":   dict(required=True, help="of the experiments, such as cifar"),
 }
+
+# %% ../nbs/51_command.ipynb #51comm00
 _COMMANDS = {   # name: function, arguments
     "report":   (_report, "path"),
     "prune":    (_prune, "path --to --pattern --method --targets --exclude --data --n --process"),

@@ -20,6 +20,7 @@ from sparsedm.ste import sparse_layers, sparsify_, sparsity_of
 from sparsedm.training import TrainConfig, batch, learning_rate, train
 
 PLAIN = make_run("smoke", "ours", steps=6, one_shot="", schedule="", points=0)
+A_START = patch.object(execute, "load_start", lambda run: a_network(5))
 DRAWN = Images(torch.full((5, 1, 8, 8), 77, dtype=torch.uint8), None, "drawn", "train")
 
 
@@ -30,6 +31,7 @@ def elsewhere(tmp_path, monkeypatch):
     (tmp_path/"data").mkdir()
     (tmp_path/"data"/"extractors").symlink_to(execute.runs_dir("smoke").parent.parent/"data"/"extractors")
     monkeypatch.setenv("SPARSEDM_ROOT", str(tmp_path))
+    monkeypatch.setattr(execute, "_sha_of_start", lambda run: "whose")   # of a file that is not there
 
 
 class Asked(Exception): "What was to be found out is known."
@@ -178,7 +180,7 @@ def test_a_runs_own_loss_is_the_one_that_is_asked_for():
 @pytest.mark.parametrize("train_on, count", [("data", 1797), ("teacher", 5), ("both", 1797 + 5)])
 def test_what_a_run_trains_on_is_what_it_says(train_on, count):
     run, real = replace(PLAIN, data="digits", train_on=train_on, seed=3), load_images("digits")
-    with patch.object(execute, "teacher_samples", lambda *args, **kwargs: DRAWN), patch.object(execute, "load_start"):
+    with patch.object(execute, "teacher_samples", lambda *args, **kwargs: DRAWN), A_START:
         found = training_images(run).images
     assert len(found) == count
     if train_on != "teacher": assert torch.equal(found[:1797], real.images)
@@ -187,10 +189,11 @@ def test_what_a_run_trains_on_is_what_it_says(train_on, count):
 
 def test_samples_of_the_teacher_are_drawn_as_the_run_says_from_seeds_of_their_own():
     run = replace(PLAIN, data="digits", train_on="teacher", seed=3, sampler="ddim", sampler_steps=7)
-    with patch.object(execute, "load_start", lambda run: "the dense model"):
+    dense = a_network(5)
+    with patch.object(execute, "load_start", lambda run: dense):
         seen = calls_of(execute, "teacher_samples", lambda: training_images(run))
     teacher, n, shape, first = seen.args
-    assert (teacher, n, shape) == ("the dense model", 1797, (1, 8, 8))
+    assert teacher is dense and (n, shape) == (1797, (1, 8, 8))
     assert seen.kwargs == dict(sampler="ddim", steps=7, cond={})
     assert 3 * NOISE_SEEDS < first < first + n < 4 * NOISE_SEEDS and first - 3 * NOISE_SEEDS > 50_000   # no evaluation's
 
@@ -278,7 +281,7 @@ def test_images_are_drawn_as_the_run_says():
     seen = sampled(run)
     assert seen.args[1] == range(3 * NOISE_SEEDS, 3 * NOISE_SEEDS + 3) and seen.args[2] == (1, 8, 8)
     assert (seen.kwargs["sampler"], seen.kwargs["steps"], seen.kwargs["process"]) == ("euler-maruyama", 9, "vp")
-    assert sampled(replace(run, options=dict(process="linear"))).kwargs["process"] == "linear"
+    assert sampled(replace(run, sampler="ddim", options=dict(process="linear"))).kwargs["process"] == "linear"
 
 
 def evaluated(run):

@@ -9,7 +9,7 @@ SPARSE = dict(pattern="2:4", estimator="improved", lambda_w=2e-4)
 TAYLOR = dict(n=64, seed=0, threshold=.05, process="vp")
 DEFAULTS = {
     training.TrainConfig: RECIPE | dict(betas=(.99, .999), flip=False, seed=0, compile=False, process="vp"),
-    training.train: dict(hooks=(), save_every=500, log_every=20, progress=True),
+    training.train: dict(hooks=(), save_every=500, log_every=20, progress=True, shard=False),
     run.Run: RECIPE | dict(
         start="", teacher="", pattern="", estimator="", layers="paper", one_shot="", schedule="", released=False, lambda_w=2e-4,
         lambda_teacher=0., lambda_noise=1., train_on="data", steps=0, points=0, extractor="inception", n_samples=50_000,
@@ -40,7 +40,8 @@ DEFAULTS = {
     shards.open_shards: dict(name="shards", split="train", verify=True),
     pairs.pairs_needed: dict(most=1000), pairs.decide: dict(margin=0.), pairs.spread: dict(digits=2),
     pairs.percent: dict(digits=1), verdicts.Records.of: dict(net="uvit", pattern="2:4"),
-    execute.do_run: dict(progress=False, deadline=float("inf"), wait=True), execute.loss_by_time: dict(noises=0),
+    execute.do_run: dict(progress=False, deadline=float("inf"), wait=True, processes=0),
+    execute.loss_by_time: dict(noises=0),
 }
 CONSTANTS = {
     diffusion: dict(BETA_MIN=.1, BETA_MAX=20.), dynamic: dict(UPDATES=20),

@@ -377,8 +377,10 @@ FITTING = [s.name for s in SAMPLERS.values() if s.serves is None or s.serves(PRO
 NAMES = {name: st.sampled_from(sorted(registry)) for name, registry in
          dict(scale=SCALES, method=METHODS, data=DATASETS, model=UNTOLD, extractor=EXTRACTORS, sampler=FITTING).items()}
 SHARE, POSITIVE = st.floats(0, 1), st.floats(1e-9, 1e9)
+WORD = st.text("az09_", max_size=5)
 FINE = NAMES | dict(
-    backbone=st.text(max_size=5), seed=st.integers(0, 2**32 - 1), start=st.text(max_size=5), teacher=st.text(max_size=5),
+    backbone=st.text("az09_", min_size=1, max_size=5), seed=st.integers(0, 2**32 - 1), start=WORD,
+    teacher=WORD,
     pattern=st.sampled_from(["", *PATTERNS]), estimator=st.sampled_from(["", "ste", "improved", "fixed"]),
     layers=st.sampled_from(["paper", "code", "asp", "inner"]), one_shot=st.sampled_from(["", *sorted(PREPARE)]),
     schedule=st.sampled_from(["", *sorted(SCHEDULES)]), released=st.booleans(), lambda_w=st.floats(0, 1e3),
