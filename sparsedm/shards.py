@@ -49,9 +49,6 @@ def _are_columns(v): # of a batch
 _COLUMNS = Rule('a function that gives a dict of tensors, among them "values" of floats or uint8', _are_columns)
 def _kind(x): return [str(x.dtype).removeprefix("torch."), *x.shape[1:]]   # of a column
 
-def _are_columns(v): return isinstance(v, dict) and "values" in v and all(isinstance(x, Tensor) for x in v.values())
-_COLUMNS = Rule('a function that returns a dict of tensors, with "values"', _are_columns)
-
 def _computed(rows_of, numbers, batch):
     "The columns of a shard, computed in parts."
     parts = [rows_of(list(numbers[i:i + batch])) for i in range(0, len(numbers), batch)]
