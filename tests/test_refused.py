@@ -58,7 +58,7 @@ def columns(first): return lambda rows: dict(values=torch.zeros(len(rows), 3 if 
     ("types differ, such as", lambda tmp: load_state(smoke(), {k: v.int() for k, v in smoke().state_dict().items()}, "a")),
     (r"has columns .*'float32', 4\]}, the one before .*'float32', 3\]}",
      lambda tmp: write_shards(tmp, 4, columns(4), {}, per_shard=2, progress=False)),
-    ('a function that returns a dict of tensors, with "values"',
+    ('a function that gives a dict of tensors, among them "values"',
      lambda tmp: write_shards(tmp, 4, lambda rows: torch.zeros(len(rows), 3), {}, progress=False)),
     ("no parameter requires a gradient", lambda tmp: taylor_(smoke().requires_grad_(False), load_images("digits"), 4, 2)),
     ("mask must be a tensor; got", lambda tmp: entries_(smoke(), {"mid_block.mlp.fc1.weight": [True]})),
