@@ -21,7 +21,7 @@ def _check_null(name, row, wanted, labels):
     if name == "y" and row.is_floating_point(): raise ValueError(f"null['y'] must be a label; got {row.tolist()}")
     if row.shape != wanted[name].shape[1:]:
         raise ValueError(f"null[{name!r}] must be {tuple(wanted[name].shape[1:])}; got {tuple(row.shape)}")
-    if name == "y" and (row.is_floating_point() or not 0 <= row < labels):
+    if name == "y" and not 0 <= row < labels:
         raise ValueError(f"null['y'] must be a label that the model knows, 0 … {labels - 1}; got {row.item()}. "
                          "What is trained for guidance has one label more than there are classes")
 
