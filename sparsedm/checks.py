@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['plain_name', 'jsonable', 'tensor', 'floats', 'usable_device', 'a_path', 'any_seed', 'boolean', 'string', 'a_function',
-           'a_shape', 'Rule', 'whole_number', 'finite_number', 'one_of', 'instance', 'optional', 'several', 'mapping',
-           'shown', 'check']
+           'a_shape', 'adam_betas', 'Rule', 'whole_number', 'finite_number', 'one_of', 'instance', 'optional',
+           'several', 'mapping', 'shown', 'check']
 
 # %% ../nbs/28b_checks.ipynb #c1efe043
 import json, math, os, re, reprlib
@@ -88,12 +88,17 @@ floats = Rule("a tensor of floating-point numbers", _are_floats)
 usable_device = Rule("a device that PyTorch finds here", _is_usable)
 a_path = Rule("the path of a file or folder", _is_path)
 any_seed = whole_number(0, 2**63 - 1)
+
+# %% ../nbs/28b_checks.ipynb #fe9f91c8
 boolean = Rule("True or False", lambda v: isinstance(v, bool))
 string = Rule("a text", lambda v: isinstance(v, str))
 a_function = Rule("a function", callable)
 def _is_shape(v): return isinstance(v, (tuple, list)) and len(v) > 0 and all(map(whole_number(1).fine, v))
 
 a_shape = Rule("a shape of whole numbers from 1", _is_shape)
+def _are_betas(v): return isinstance(v, (tuple, list)) and len(v) == 2 and all(map(finite_number(0, below=1).fine, v))
+
+adam_betas = Rule("two numbers from 0 to below 1", _are_betas)
 
 # %% ../nbs/28b_checks.ipynb #0ae86c0f
 def shown(value)->str: # short

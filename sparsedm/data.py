@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PIXELS', 'fingerprint', 'Rows', 'Images', 'to_float', 'States', 'batch_states', 'image_grid', 'read_pixels',
-           'load_images', 'pictures', 'batch_indices', 'random_flip']
+           'load_images', 'RealImages', 'pictures', 'batch_indices', 'random_flip']
 
 # %% ../nbs/24_data.ipynb #0304b364
 import gzip, hashlib, io, math, os, struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import chain
@@ -325,7 +326,7 @@ for row in (
     Dataset("digits", _digits, tiny=True),
     Dataset("digits-split", _digits_split, splits=("train", "test"), tiny=True),
     Dataset("fashion-mnist", _fashion, splits=("train", "test"), takes=("path",)),   # no shoe points to the right
-    Dataset("cifar10", _cifar10, splits=("train", "test"), takes=("path",), flip=True),
+    Dataset("cifar10", _cifar10, splits=("train", "test"), takes=("path",), flip=True, fid_samples=50_000),
     Dataset("folder", _folder, takes=("path", "size")),
 ): DATASETS.add(row)
 
@@ -362,11 +363,25 @@ def load_images(name:str, # row of DATASETS: "digits", "cifar10", "folder", …
     if split in _HALVES: data = data.take(_half(len(data), split))
     return replace(data, split=split)
 
+# %% ../nbs/24_data.ipynb #72aae99e
+@dataclass(frozen=True, eq=False)
+class RealImages:
+    "uint8 images that are read when somebody looks at them: `real[:8]` reads eight."
+    shape:tuple     # (N, C, H, W)
+    sha:str         # of what is read
+    read:Callable   # (range) → (n, C, H, W)
+    dtype = torch.uint8
+
+    def __len__(self): return self.shape[0]
+    def __getitem__(self, part:slice)->Tensor: return self.read(range(*part.indices(len(self))))
+    def dim(self)->int: return len(self.shape)
+
 _DRAWN = {}   # pictures of states, by checksum: each is drawn once in a process
 
-def pictures(data:Images|States)->Tensor: # (N, C, H, W) uint8
-    "Images as they are; states as the codec of their data set draws them."
+def pictures(data:Rows)->Tensor|RealImages: # (N, C, H, W) uint8
+    "Images as they are; states as the codec of their data set draws them, or as the data set has them."
     if isinstance(data, Images): return data.images
+    if real := DATASETS.named(data.name).real: return real(data.split)
     if data.sha not in _DRAWN:
         told = {} if data.mask is None else dict(mask=data.mask)
         _DRAWN[data.sha] = CODECS.named(DATASETS.named(data.name).codec).decode(data.values, **told)

@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'PRESETS', 'DATASETS', 'CODECS', 'CONDITIONS', 'PROCESSES', 'SAMPLERS', 'EXTRACTORS', 'PREPARE', 'LOSSES',
            'SCHEDULES', 'HOOKS', 'TRAINING', 'METHODS', 'SCALES', 'TABLES', 'KEPT', 'load_papers', 'Registry',
            'restore', 'Family', 'Dataset', 'Codec', 'Condition', 'Hook', 'Method', 'Recipe', 'Measure', 'Net', 'Scale',
-           'Table']
+           'scales_of', 'Table']
 
 # %% ../nbs/29_declare.ipynb #92fbc1d0
 import importlib, os, pkgutil, sys
@@ -93,6 +93,9 @@ class Dataset:
     tiny:bool = False            # so small that neither a GPU nor torch.compile pays
     codec:str = "pixels"         # row of CODECS
     cond:Callable = None         # (n, seed) → dict: what the network is told of n samples, such as a mask
+    real:Callable = None         # (split) → `data.RealImages`, where `load` gives something else
+    reference:str = "train"      # the split that samples are compared with
+    fid_samples:int = 0          # that its FID is usually of; 0: there is no usage
 
     def __post_init__(self): check(name=(self.name, plain_name), load=(self.load, a_function))
 
@@ -127,6 +130,10 @@ class Hook:
     name:str
     make:Callable                # (run, folder) → a training hook, see `27_training`
     when:Callable = None         # run → is it for this run?; None: for methods that name it in their `hooks`
+    options:dict = field(default_factory=dict)   # what it reads in a run's `options` → its rule, see `28b_checks`
+
+    def acts(self, run)->bool: # on a run?
+        return bool(self.when(run)) if self.when else self.name in METHODS.named(run.method).hooks
 
 HOOKS = Registry("hook", "Hook")
 
@@ -171,6 +178,7 @@ class Recipe:
     warmup:int                   # steps
     ema:float                    # decay of the weight average
     cooldown:float = 0.          # last share of the steps, over which the learning rate falls to 0
+    betas:tuple = (.99, .999)    # of AdamW
 
 @dataclass(frozen=True)
 class Measure:
@@ -195,6 +203,8 @@ class Net:
     options:dict = field(default_factory=dict)    # of all its runs, such as what it is told, see `24d_conditions`
     gpus:int = 1                 # that train one run together, where there are so many
     shard:bool = False           # does each of them keep only a share of the weights?
+    published:str = ""           # its dense model, as `official.load_official` takes it; "": it is trained
+    source:str = ""              # whose settings these are
 
 # %% ../nbs/29_declare.ipynb #29scale0
 def _are_seeds(v): return isinstance(v, tuple) and len(set(v)) == len(v) > 0 and all(map(whole_number().fine, v))
@@ -213,6 +223,7 @@ class Scale:
     tables:tuple = ()            # only these; (): all of the paper
     fewer:dict = field(default_factory=dict)      # table → how many of the seeds it is made with, where not all
     short_sweeps:bool = False    # with fewer settings, and fewer ratios on the second backbone?
+    part_of:str = ""             # the name under which it is made together with others
 
     def __post_init__(self):
         check(name=(self.name, plain_name), nets=(self.nets, mapping(plain_name, instance(Net))),
@@ -220,6 +231,12 @@ class Scale:
         check(starts=(self.starts, whole_number(0, len(self.seeds))))
 
 SCALES = Registry("scale", "Scale", of_papers=True)
+
+def scales_of(name:str)->list: # of a scale, or of several that are made together; their names
+    "`ValueError` for a name that is neither."
+    load_papers()
+    together = [scale.name for scale in SCALES.values() if name and scale.part_of == name]
+    return together or [SCALES.named(name).name]
 
 # %% ../nbs/29_declare.ipynb #11f71be9
 @dataclass(frozen=True)

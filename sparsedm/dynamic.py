@@ -181,6 +181,8 @@ def prune_and_regrow(w:Tensor, # zero where the mask is False
 
 # %% ../nbs/03_dynamic.ipynb #d03a0017
 REGROW = ("", "gradient", "random")   # Static-DM, RigL-DM, MagRan-DM
+_OF_MOVES = dict(regrow=one_of(REGROW), p=finite_number(above=0, below=1), anneal=boolean, every=whole_number(1),
+                 until=finite_number(above=0, high=1))
 
 @dataclass(frozen=True)
 class Moves:
@@ -191,10 +193,7 @@ class Moves:
     every:int=100        # steps between updates
     until:float=.75      # share of the steps after which the topology stays
 
-    def __post_init__(self):
-        check(regrow=(self.regrow, one_of(REGROW)), p=(self.p, finite_number(above=0, below=1)),
-              anneal=(self.anneal, boolean), every=(self.every, whole_number(1)),
-              until=(self.until, finite_number(above=0, high=1)))
+    def __post_init__(self): check(**{name: (getattr(self, name), rule) for name, rule in _OF_MOVES.items()})
 
     def due(self, step:int, steps:int)->bool: # after `step` of `steps`
         return bool(self.regrow) and 0 < step <= self.until * steps and step % self.every == 0 and step < steps
@@ -322,4 +321,8 @@ def topology_of(run # with "sparsity" in its options
     kinds = {k: own[k] for k in ("topology", "group") if k in own}
     return Topology(own["sparsity"], run.steps, moves=moves_of(own, run.steps), seed=run.seed, **kinds)
 
-HOOKS.add(Hook("topology", make=lambda run, folder: topology_of(run), when=lambda run: "sparsity" in run.options))
+_OPTIONS = {k: rule for k, rule in _OF_MOVES.items() if k != "every"} | dict(
+    sparsity=finite_number(0, below=1), topology=one_of(TOPOLOGIES), updates=whole_number(1),
+    group=Rule('"layer", "row" or a number of inputs from 2', lambda v: check_group(v) is None))
+HOOKS.add(Hook("topology", make=lambda run, folder: topology_of(run), when=lambda run: "sparsity" in run.options,
+               options=_OPTIONS))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOISE_SEEDS', 'LOOKING', 'NOTHING_SEEN', 'OF_LAUNCH', 'TIMES', 'HELD_OUT', 'device_name', 'load_start', 'plain',
-           'codec_of', 'state_shape', 'draw', 'load_samples', 'training_cond', 'training_images', 'Flips', 'Curve',
-           'TimeIsUp', 'Deadline', 'net_of', 'hooks_of', 'train_config', 'execute_training', 'processes_of',
-           'has_held_out', 'loss_by_time', 'held_out', 'floor', 'distance_to_dense', 'execute_evaluation', 'gpu_tflops',
-           'throughput', 'do_run', 'main']
+           'reference_split', 'codec_of', 'state_shape', 'draw', 'load_samples', 'training_cond', 'training_images',
+           'Flips', 'Curve', 'TimeIsUp', 'Deadline', 'net_of', 'hooks_of', 'train_config', 'execute_training',
+           'processes_of', 'has_held_out', 'loss_by_time', 'held_out', 'floor', 'distance_to_dense',
+           'execute_evaluation', 'gpu_tflops', 'throughput', 'do_run', 'main']
 
 # %% ../nbs/32_execute.ipynb #fc5d6ffd
 import argparse, copy, math, os, statistics, sys, time, traceback
@@ -65,6 +65,7 @@ def plain(model:nn.Module # dense or sparse
 # %% ../nbs/32_execute.ipynb #e7c458a4
 NOISE_SEEDS = 10**6   # from one seed to the next
 
+def reference_split(run:Run)->str: return DATASETS.named(run.data).reference   # that its samples are compared with
 def codec_of(run:Run): return CODECS.named(DATASETS.named(run.data).codec)
 def state_shape(run:Run)->tuple: # of one state
     return tuple(batch_states(load_images(run.data), torch.tensor([0]), codec_of(run).encode)[0].shape[1:])
@@ -187,9 +188,8 @@ def hooks_of(run:Run, # what to do
     folder:Path, # of the run
     )->list: # those that change patterns first, as others look at the patterns
     "The hooks of a run: those of its fields, and those that its method names."
-    named = METHODS.named(run.method).hooks
-    for name in named: HOOKS.named(name)
-    chosen = [h for h in HOOKS.values() if (h.when(run) if h.when else h.name in named)]
+    for name in METHODS.named(run.method).hooks: HOOKS.named(name)
+    chosen = [h for h in HOOKS.values() if h.acts(run)]
     if net_of(run).shard: chosen = [h for h in chosen if h.name not in LOOKING]
     made = [h.make(run, folder) for h in chosen]
     return sorted(made, key=lambda hook: not getattr(hook, "changes_patterns", False))
@@ -200,7 +200,7 @@ def train_config(run:Run)->TrainConfig: # of the run's fields and of what its da
     data = DATASETS.named(run.data)
     compile = device_name() == "cuda" and not data.tiny
     same = {k: getattr(run, k) for k in ("steps", "batch_size", "lr", "warmup", "weight_decay", "ema", "cooldown",
-                                         "seed", "decay", "loss_scale", "process")}
+                                         "betas", "seed", "decay", "loss_scale", "process")}
     return TrainConfig(**same, flip=data.flip, compile=compile)
 
 def _is_trained(run, folder):
@@ -355,7 +355,8 @@ def execute_evaluation(run:Run, # what was done
     model:nn.Module, # its EMA model; baked here in a copy
     ): # (uint8 samples, metrics, MACs, loss at each of TIMES, seconds)
     "Sample and measure."
-    began, real, net = time.perf_counter(), pictures(load_images(run.data)), plain(model).to(device_name())
+    began, net = time.perf_counter(), plain(model).to(device_name())
+    real = pictures(load_images(run.data, reference_split(run)))
     images = draw(net, run, run.n_samples)
     drawn = time.perf_counter() - began
     scores = evaluate(images, real, run.extractor, device=device_name())

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .checkpoints import load_model, save_model
 from .checks import Rule, check, finite_number, instance
 from .data import load_images
-from .declare import SCALES, TABLES, load_papers
+from .declare import SCALES, TABLES, load_papers, scales_of
 from .execute import TimeIsUp, do_run, execute_training
 from .files import (atomic_write, check_writable, checkpoints_dir, figures_dir, records_dir, remember, root,
                             runs_dir, sweep)
@@ -126,6 +126,18 @@ def _whole(scale, only, cores, dry_run, profile):
     if worked: print(f"done in {(time.monotonic() - began) / 60:.1f} minutes, {_cpu_minutes():.1f} CPU-minutes")
     if not only: remember(scale, f"nothing to do: scale {scale} is up to date\n{said}")
 
+# %% ../nbs/36_experiments.ipynb #dad7e3f6
+def _each(given):
+    "Several scales that are made together: what one of them lacks does not keep the others."
+    names, failed = scales_of(given.scale), []
+    for scale in names:
+        try: _whole(scale, given.only, given.cores, given.dry_run, given.profile)
+        except (RuntimeError, OSError, ValueError) as e:
+            if len(names) == 1: raise
+            print(f"scale {scale}: {e}", file=sys.stderr)
+            failed.append(scale)
+    if failed: raise RuntimeError(f"{', '.join(failed)} of {given.scale} failed; start again to go on")
+
 def _cpu_minutes():
     "Of this process and all it has waited for."
     times = os.times()
@@ -136,7 +148,8 @@ def parser()->argparse.ArgumentParser:
     load_papers()
     what = "Make every table and figure of a scale."
     p = argparse.ArgumentParser(prog="python -m sparsedm.experiments", description=what)
-    p.add_argument("scale", nargs="?", default="demo", choices=list(SCALES))
+    together = dict.fromkeys(scale.part_of for scale in SCALES.values() if scale.part_of)
+    p.add_argument("scale", nargs="?", default="demo", choices=[*SCALES, *together])
     some = f"some of {', '.join(TABLES)}"
     p.add_argument("--only", nargs="+", default=(), choices=list(TABLES), metavar="NAME", help=some)
     p.add_argument("--cores", type=int, default=0, help="jobs at a time, one thread each (default: one per core)")
@@ -157,6 +170,9 @@ def _asked(p, arguments=None): # None: those of the command line
     other = given.minutes or given.only or given.dry_run or given.cores or given.profile
     if given.pretrain and other: p.error("--pretrain goes with no other option")
     if given.minutes and (given.dry_run or given.cores or given.profile): p.error("--minutes goes with --only alone")
+    several = scales_of(given.scale)
+    if len(several) > 1 and (given.minutes or given.pretrain or given.only):
+        p.error(f"{given.scale} is {', '.join(several)}: --minutes, --only and --pretrain are for one of them")
     return given
 
 # %% ../nbs/36_experiments.ipynb #fd74d4e8
@@ -172,7 +188,7 @@ def main():
 def _work(given):
     precision()   # a wrong value of accelerate's variable is said at once
     if given.pretrain: pretrain(given.scale)
-    elif not given.minutes: _whole(given.scale, given.only, given.cores, given.dry_run, given.profile)
+    elif not given.minutes: _each(given)
     elif any(map(why_missing, drive(given.scale, given.minutes, given.only))): sys.exit(1)
 
 if __name__ == "__main__" and "__file__" in globals():   # not inside a notebook

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['HUES', 'SINGLE', 'DOUBLE', 'SMALLEST', 'SCREEN', 'PRINT', 'BELOW', 'SCORES', 'style', 'screen_png', 'look',
-           'title_of', 'pick', 'metric_label', 'check_comparable', 'describe', 'how_measured', 'interval_of', 'curve',
-           'log_axis', 'curves', 'reference', 'by_pattern', 'pattern_axis', 'by_macs', 'along', 'dots', 'dots_by_net',
-           'effect_bars', 'paired', 'compare', 'versus', 'Shown', 'show_table', 'show_lines', 'summary', 'runs_in',
-           'spread_of', 'macs_of', 'params_of', 'reported', 'check_letters', 'draw_panels', 'matrix', 'frameless',
-           'ratio_map', 'image_rows', 'Page', 'show_state', 'same_text', 'save_data', 'save_table', 'picture_facts',
-           'same_pixels', 'save_figure']
+           'title_of', 'pick', 'samples_said', 'metric_label', 'check_comparable', 'describe', 'how_measured',
+           'interval_of', 'curve', 'log_axis', 'curves', 'reference', 'by_pattern', 'pattern_axis', 'by_macs', 'along',
+           'dots', 'dots_by_net', 'effect_bars', 'paired', 'compare', 'versus', 'Shown', 'show_table', 'show_lines',
+           'summary', 'runs_in', 'spread_of', 'macs_of', 'params_of', 'reported', 'check_letters', 'draw_panels',
+           'matrix', 'frameless', 'ratio_map', 'image_rows', 'Page', 'show_state', 'same_text', 'save_data',
+           'save_table', 'picture_facts', 'same_pixels', 'save_figure']
 
 # %% ../nbs/34_figures.ipynb #f5d6d389
 import html, io, re, sys
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .data import image_grid
-from .declare import METHODS, SCALES, TABLES
+from .declare import DATASETS, METHODS, SCALES, TABLES
 from .files import atomic_write, figures_dir, file_sha, write_text
 from .pairs import effect, number_of, signed, spread
 from .verdicts import FID, TRAINED_ALIKE, check_alike, warning_of
@@ -102,7 +102,14 @@ def pick(rows:pd.DataFrame, # a row per record
     return found
 
 # %% ../nbs/34_figures.ipynb #3da4933e
-def metric_label(df:pd.DataFrame, # with columns extractor and n_samples
+def samples_said(df:pd.DataFrame # with a column n_samples, and perhaps data
+    )->str: # such as "512 samples"
+    "How many samples; of how many, where the metric of these data is usually of more."
+    n, data = df.n_samples.iloc[0], df.data.unique() if "data" in df else ()
+    usual = max((DATASETS[name].fid_samples for name in data if name in DATASETS), default=0)
+    return f"{n:,} of the usual {usual:,} samples" if n < usual else f"{n:,} samples"
+
+def metric_label(df:pd.DataFrame, # with columns extractor and n_samples, and perhaps data
     metric:str="FID", # what stands before the parenthesis
     )->str: # such as "FID (digits-cnn, 512 samples)"
     "Axis label with extractor and sample count; `ValueError` if the rows do not share them."
@@ -113,8 +120,7 @@ def metric_label(df:pd.DataFrame, # with columns extractor and n_samples
         named = "; ".join(f"{extractor}, {n} samples" for extractor, n in kinds)
         what = f"{metric} values under {len(kinds)} kinds of measurement cannot share an axis"
         raise ValueError(f"{what}: {named}" if named else what)
-    extractor, n = kinds[0]
-    return f"{metric} ({extractor}, {n:,} samples)"
+    return f"{metric} ({kinds[0][0]}, {samples_said(df)})"
 
 # %% ../nbs/34_figures.ipynb #88ce063c
 def check_comparable(rows:pd.DataFrame)->None: # a row per record
@@ -136,7 +142,7 @@ def describe(rows:pd.DataFrame)->str: # a row per record
 def how_measured(rows:pd.DataFrame)->str: # a row per record
     "The note under a table of metrics: extractor, samples, sampler, reference, seeds, floor."
     first, seeds = rows.iloc[0], number_of(rows.seed.nunique(), "seed")
-    samples = f"{first.n_samples:,} samples ({first.sampler}, EMA weights) against {first.n_reference:,} real images"
+    samples = f"{samples_said(rows)} ({first.sampler}, EMA weights) against {first.n_reference:,} real images"
     return (f"FID, KID, precision and recall: extractor {first.extractor}, {samples}; mean ± standard deviation "
             f"over {seeds}. Real images against other real images have FID {rows.fid_floor.mean():.2f}.")
 

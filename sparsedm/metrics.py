@@ -23,7 +23,7 @@ from torch import nn, Tensor
 from tqdm.auto import tqdm
 from .checkpoints import load_state, load_tensors, save_tensors
 from .checks import any_seed, check, optional, tensor, whole_number
-from .data import fingerprint, load_images, pictures
+from .data import RealImages, fingerprint, load_images, pictures
 from .declare import DATASETS, EXTRACTORS
 from .files import atomic_write, cache_dir, extractors_dir, file_sha, find_root, write_text
 
@@ -444,7 +444,7 @@ METRICS = {
 }
 
 def _check_images(name, x, metrics):
-    if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.dim() != 4:
+    if not isinstance(x, (Tensor, RealImages)) or x.dtype != torch.uint8 or x.dim() != 4:
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"{name} must be a uint8 tensor of shape (N, C, H, W) with values 0…255; got {got}")
     for m in metrics:
@@ -484,14 +484,16 @@ def _keep(path, features, facts):
     except (OSError, SafetensorError) as e:
         warnings.warn(f"the features of the reference images could not be kept ({e})")
 
+def _sha_of(images): return images.sha if isinstance(images, RealImages) else fingerprint(images)
+
 def _reference_features(images, opened, rebuild, progress):
-    name, n, sha = opened.row.name, len(images), fingerprint(images)
+    name, n, sha = opened.row.name, len(images), _sha_of(images)
     facts = dict(extractor=name, weights=opened.sha, images=sha, n=n, shape=list(images.shape[1:]),
                  compared=COMPARED, resolution=opened.row.resolution)
     path = cache_dir()/"reference-features"/f"{name}-{opened.sha[:12]}-{n}-{sha}.safetensors"
     kept = None if rebuild else _kept(path, facts)
     if kept: return kept
-    features = _features(images, opened, progress=progress)
+    features = _features(images[:], opened, progress=progress)
     _keep(path, features, facts)
     return features
 
@@ -540,7 +542,7 @@ def _conventions(fake, real, metrics, subset, opened):
 # %% ../nbs/25_metrics.ipynb #34170843
 def evaluate(
     samples:Tensor, # (N, C, H, W) uint8, generated
-    reference:Tensor, # (K, C, H, W) uint8, real
+    reference:Tensor, # (K, C, H, W) uint8, real; or `data.RealImages`
     extractor:str="digits-cnn", # a row of EXTRACTORS
     metrics:tuple=("fid", "kid", "isc", "prc", "mind"), # some of METRICS
     weights=None, # path of the extractor's weights; None: its default
@@ -553,14 +555,14 @@ def evaluate(
     _check_request({"samples": samples, "reference": reference}, extractor, metrics)
     opened = _open_extractor(extractor, weights, device)
     if len(reference) >= KEEP_FROM: real = _reference_features(reference, opened, False, progress)
-    else: real = _features(reference, opened, progress=progress)
+    else: real = _features(reference[:], opened, progress=progress)
     fake = _features(samples, opened, "isc" in metrics, progress)
     few = min(len(samples), len(reference))
     if opened.row.resolution and "fid" in metrics: _warn_of_few(few, len(real.mean))
     subset = min(1000, len(samples) // 2, len(reference) // 2)
     scores = _scores(fake, real, metrics, seed, subset)
     _check_scores(scores, opened)
-    counts = dict(n_samples=len(samples), n_reference=len(reference), reference_sha=fingerprint(reference))
+    counts = dict(n_samples=len(samples), n_reference=len(reference), reference_sha=_sha_of(reference))
     made_by = dict(seed=seed, library=f"torch-fidelity {version('torch-fidelity')}")
     return scores | _conventions(fake, real, metrics, subset, opened) | counts | made_by
 
@@ -574,9 +576,11 @@ def score_floor(
     )->dict: # as `evaluate`
     "Score real images against other real images: the test against the training set, else one half against the other."
     check(n=(n, optional(whole_number(1))))
-    some, others = ("test", "train") if "test" in DATASETS.named(name).splits else ("a", "b")
+    row = DATASETS.named(name)
+    others = row.reference if "test" in row.splits else "b"
+    some = {"train": "test", "test": "train", "b": "a"}[others]
     scored, reference = load_images(name, some, path, size), load_images(name, others, path, size)
-    return evaluate(pictures(scored)[:n], pictures(reference), **kwargs)
+    return evaluate(pictures(scored)[:n], pictures(reference), **kwargs)   # those first `n` are read
 
 # %% ../nbs/25_metrics.ipynb #5a2ad2a2
 def paired_distance(

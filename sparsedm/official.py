@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import nn, Tensor
 from .checks import a_path, boolean, check, instance, mapping, optional, string
-from .declare import PRESETS, PROCESSES
+from .declare import PREPARE, PRESETS, PROCESSES
 from .diffusion import Steps, scaled_linear_betas
 from .files import data_dir, not_data
 from .models import build_model, diffusers_arguments
@@ -267,3 +267,6 @@ def load_official(name, # of OFFICIAL, with or without .pth, or the path of a fi
     if any((source/part).is_file() for part in ("config.json", "unet/config.json")):
         return _load_diffusers(str(source), preset, True)
     raise FileNotFoundError(f"{source} holds neither nnet_ema.pth nor a config.json of diffusers")
+
+# %% ../nbs/21a_official.ipynb #f5dbdd36
+PREPARE.add(lambda run, model: load_official(run.options["published"], run.model), "published")

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
-from .declare import DATASETS, METHODS, PRESETS, SCALES
+from .declare import DATASETS, METHODS, PRESETS, scales_of
 from .graph import gpus_of, make_plan, to_do, to_draw, workers
 from .models import build_model, model_input
 from .records import has_record, model_path, read_records, run_folder, why_missing
@@ -79,9 +79,16 @@ def _rows(runs):
     for run in runs: kinds[run.backbone, METHODS.named(run.method).training, run.steps].append(run)
     return kinds
 
-def plan_page(scale:str # row of SCALES
+# %% ../nbs/37_overview.ipynb #8233e452
+def plan_page(name:str # row of SCALES, or the name of several that are made together
     )->str:
-    "Jobs, hours and disk of what is missing of a scale: an estimate."
+    "Jobs, hours and disk of what is missing: an estimate."
+    return "\n\n".join(map(_page, scales_of(name)))
+
+def _hours(cost, gpus, rate): # of one run; its GPUs train together, and one of them measures
+    return (cost.training / gpus + cost.measuring) / rate / 3600
+
+def _page(scale):
     todo, rate = to_do(runs_of(scale)), measured_rate(scale)
     if not todo: return f"scale {scale}: every run has a record"
     unit = "GPU-hours" if gpus_of(todo[0]) else "core-hours"
@@ -92,18 +99,21 @@ def plan_page(scale:str # row of SCALES
              f"{'network':<10}{'training':<10}{'steps':>10}{'runs':>6}{'GPUs each':>11}{unit:>12}{'longest, h':>12}"]
     total = 0.
     for (net, training, steps), runs in _rows(todo).items():
-        hours = [(c.training + c.measuring) / rate / 3600 for c in map(cost_of_run, runs)]
-        total += sum(hours)
         gpus = gpus_of(runs[0])
-        lines.append(f"{net:<10}{training:<10}{steps:>10,}{len(runs):>6}{gpus:>11}{sum(hours):>12,.1f}"
-                     f"{max(hours) / max(gpus, 1):>12,.1f}")
+        taken = [_hours(cost_of_run(run), max(gpus, 1), rate) for run in runs]
+        held = sum(max(gpus, 1) * hours for hours in taken)
+        total += held
+        lines.append(f"{net:<10}{training:<10}{steps:>10,}{len(runs):>6}{gpus:>11}{held:>12,.1f}{max(taken):>12,.1f}")
     return "\n".join([*lines, "", *_totals(scale, todo, total, unit)])
 
 # %% ../nbs/37_overview.ipynb #37total1
 def _totals(scale, todo, hours, unit):
     costs, jobs = list(map(cost_of_run, todo)), make_plan(todo, workers(scale))
     largest = sorted((c.while_training for c in costs), reverse=True)[:AT_A_TIME]
+    needed = {"data": {r.data for r in todo}, "extractor": {r.extractor for r in todo},
+              "published": {r.options["published"] for r in todo if "published" in r.options}}
     return [f"{len(jobs)} jobs, {hours:,.1f} {unit}.",
+            f"Needed here: {'; '.join(f'{k} ' + ', '.join(sorted(v)) for k, v in needed.items() if v)}.",
             f"Disk: {sum(c.disk for c in costs) / 1e9:,.1f} GB stay in runs/{scale}, and checkpoints of up to "
             f"{sum(largest) / 1e9:,.1f} GB while {AT_A_TIME} jobs train; data sets and their features come to that.",
             f"Start them with `python -m sparsedm.experiments {scale}` here, or with --profile profiles/slurm."]
@@ -121,10 +131,13 @@ def _state(run):
 def _step_of(path): # without reading the tensors
     with safe_open(str(path), "pt") as f: return int((f.metadata() or {}).get("step", 0))
 
-def status_page(scale:str, # row of SCALES
+def status_page(name:str, # row of SCALES, or the name of several that are made together
     most:int=10, # runs of a kind that are listed
     )->str:
-    "What is done, begun, failed or missing of a scale, and which tables are stale and why."
+    "What is done, begun, failed or missing, and which tables are stale and why."
+    return "\n\n".join(_status_of(scale, most) for scale in scales_of(name))
+
+def _status_of(scale, most):
     states = {run: _state(run) for run in runs_of(scale)}
     counts = Counter(kind for kind, _ in states.values())
     lines = [f"scale {scale}: " + ", ".join(f"{counts[k]} {k}" for k in ("done", "begun", "failed", "missing"))]

@@ -65,7 +65,8 @@ def effect(x:pd.Series # effects by pair, such as `log_ratios`
     n, mean = len(x), float(np.mean(x))
     if n < 2: return Effect(n, mean, math.nan, 1., 1.)
     sd = float(np.std(x, ddof=1))
-    at = abs(mean) / (sd / math.sqrt(n)) if sd else math.inf * bool(mean)
+    alike = math.inf if mean else 0.   # t of effects that are all the same
+    at = abs(mean) / (sd / math.sqrt(n)) if sd else alike
     return Effect(n, mean, sd, float(2 * stats.t.sf(at, n - 1)), sign_flip(x))
 
 # %% ../nbs/31a_pairs.ipynb #80c6d352

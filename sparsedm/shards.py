@@ -134,6 +134,12 @@ def _is_index(v):
     if isinstance(v, np.ndarray): return v.dtype.kind in "iub"
     return isinstance(v, (slice, range)) or _A_NUMBER.fine(v) or several(_A_NUMBER).fine(v)
 
+def _fill(found, files, numbers, per, which): # each row of `found` from the file that has it
+    for k in (numbers // per).unique().tolist():
+        here = numbers // per == k
+        rows = numbers[here] - k * per
+        found[here] = files[k][rows if which is None else (rows, which.reshape(-1)[here])]
+
 _A_NUMBER = whole_number(-math.inf)
 _INDEX = Rule("a number, a slice, or numbers of rows", _is_index)
 
@@ -153,16 +159,16 @@ class _OnDisk(Rows):
         check(index=(index, _INDEX))
         return (torch.arange(self.facts["rows"]) if self.chosen is None else self.chosen)[index]
 
-    def read(self, name:str, index)->Tensor: # a column; a number, a slice, or numbers of rows
+    def read(self, name:str, index, # of a column: a number, a slice, or numbers of rows
+        which:Tensor=None, # of each of these rows only this entry, as of several captions; None: all
+        )->Tensor:
         "These rows of a column, in this order."
         check(column=(name, one_of(self.facts["columns"])))
         numbers = self._numbers(index)
         flat, per = numbers.reshape(-1), self.facts["per_shard"]
         kind, *shape = self.facts["columns"][name]
-        found = torch.empty(len(flat), *shape, dtype=getattr(torch, kind))
-        for k in (flat // per).unique().tolist():
-            here = flat // per == k
-            found[here] = self.files[k][name][flat[here] - k * per]
+        found = torch.empty(len(flat), *shape[which is not None:], dtype=getattr(torch, kind))
+        _fill(found, [file[name] for file in self.files], flat, per, which)
         return found if numbers.dim() else found[0]
 
     def column(self, name:str)->Column: return Column(self, name)   # for `train(cond=…)`
@@ -202,10 +208,15 @@ class Shards(_OnDisk):
         return Images(x, self.labels, self.name, self.split)
 
 # %% ../nbs/24b_shards.ipynb #24b00010
+_VERIFIED = {}   # path → when it was written, and its size, as this process has read it
+
 def _mapped(path, expected, verify):
     if not path.is_file(): raise FileNotFoundError(f"no shard {path}; write the shards again: what is missing is made")
     try:
-        if verify: load_tensors(path)
+        now = path.stat()
+        looks = now.st_mtime_ns, now.st_size
+        if verify and _VERIFIED.get(path) != looks: load_tensors(path)
+        if verify: _VERIFIED[path] = looks
         with safe_open(str(path), "pt") as file:
             written = (file.metadata() or {}).get("checksum")
             if written == expected: return {name: file.get_tensor(name) for name in file.keys()}

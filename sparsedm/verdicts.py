@@ -128,7 +128,7 @@ FID = Metric("fid", "FID", .05, .10, (*_SAMPLED, "extractor", "n_samples"))
 DISTANCE = Metric("dense_mse", "distance to dense", .05, .10, (*_SAMPLED, "dense_n"))
 QUALITY = (LOSS, FID, DISTANCE)   # by rank
 
-TRAINED_ALIKE = ("steps", "batch_size", "lr", "warmup", "cooldown", "ema")
+TRAINED_ALIKE = ("steps", "batch_size", "lr", "warmup", "cooldown", "betas", "ema")
 
 def check_alike(rows:pd.DataFrame, # records that are to be compared
     columns, # that they must share, where they have them

@@ -87,8 +87,8 @@ def hook_of(run, kind): return next((h for h in hooks_of(run, None) if isinstanc
 
 # the recipe of the training
 
-RECIPE = dict(steps=7, batch_size=17, lr=3e-3, warmup=9, weight_decay=.7, ema=.43, cooldown=.6, seed=4, decay="update",
-              loss_scale=8.)
+RECIPE = dict(steps=7, batch_size=17, lr=3e-3, warmup=9, weight_decay=.7, ema=.43, cooldown=.6, betas=[.5, .6], seed=4,
+              decay="update", loss_scale=8.)
 
 
 @pytest.mark.parametrize("name", RECIPE)

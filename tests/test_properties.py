@@ -387,8 +387,11 @@ FINE = NAMES | dict(
     decay=st.sampled_from(["gradient", "update", "backward"]), loss_scale=POSITIVE, lambda_teacher=st.floats(0, 1e3),
     lambda_noise=st.floats(0, 1e3), train_on=st.sampled_from(["data", "teacher", "both"]), steps=st.integers(0, 10**7),
     batch_size=st.integers(1, 10**6), lr=POSITIVE, warmup=st.integers(0, 10**6), weight_decay=st.floats(0, 10),
-    cooldown=SHARE, ema=SHARE, points=st.integers(0, 100), n_samples=st.integers(1, 10**6), sampler_steps=st.integers(1, 2000),
-    options=st.dictionaries(st.text(max_size=4), st.integers() | st.booleans() | st.text(max_size=4), max_size=2))
+    cooldown=SHARE, betas=st.lists(st.floats(0, .999), min_size=2, max_size=2), ema=SHARE, points=st.integers(0, 100),
+    n_samples=st.integers(2, 10**6), sampler_steps=st.integers(1, 2000),
+    options=st.just({}) | st.fixed_dictionaries(dict(sparsity=st.floats(0, .99)), optional=dict(
+        p=st.floats(.01, .99), updates=st.integers(1, 99), regrow=st.sampled_from(["", "gradient", "random"]),
+        anneal=st.booleans())))
 MEASURES = {"scale", "points", "extractor", "n_samples", "sampler", "sampler_steps"}   # all that the weights do not depend on
 PLAIN = make_run("demo", "ours")
 
@@ -414,7 +417,7 @@ def test_what_is_no_number_in_its_range_is_no_field_of_a_run(name, value):
     with pytest.raises(ValueError, match=f"Run: {name} must be"): replace(PLAIN, **{name: value})
 
 
-@given(st.sampled_from(sorted(set(FINE) - NUMBERS - {"options"})), st.sampled_from([None, 3, "nosuch:thing", ["demo"]]))
+@given(st.sampled_from(sorted(set(FINE) - NUMBERS - {"options", "betas"})), st.sampled_from([None, 3, "nosuch:thing", ["demo"]]))
 def test_what_is_no_known_name_is_no_field_of_a_run(name, value):
     if name in ("backbone", "start", "teacher") and isinstance(value, str): return   # any text
     with pytest.raises(ValueError): replace(PLAIN, **{name: value})

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NAMED_HERE', 'NETS', 'NINE', 'TEN', 'RATIOS', 'TABLE2', 'DRAWN', 'PROGRESSIVE', 'ALL_COMPARED', 'TABLE1', 'LAMBDA_W',
            'UPDATE_LAMBDA_W', 'LOSS_SCALES', 'LAMBDAS', 'ONE_SHOT', 'PAPER_EXPOSURE', 'ON_CPU', 'TWICE', 'PAPER',
-           'TOKENS', 'PAPER_SPEED', 'declare', 'both', 'fig3_runs', 'table', 'has_half', 'drawn', 'swept', 'changed',
-           'x_start_runs', 'x_lambda_w_runs', 'x_transfer_runs', 'x_flips_runs', 'x_timesteps_runs', 'x_metrics_runs',
-           'exposed', 'evidence_runs', 'longer', 'steps_runs']
+           'TOKENS', 'PAPER_SPEED', 'declare', 'nets_at', 'both', 'fig3_runs', 'table', 'has_half', 'drawn', 'swept',
+           'changed', 'x_start_runs', 'x_lambda_w_runs', 'x_transfer_runs', 'x_flips_runs', 'x_timesteps_runs',
+           'x_metrics_runs', 'exposed', 'evidence_runs', 'longer', 'steps_runs', 'printed_for']
 
 # %% ../../nbs/40_sparsedm.ipynb #5a02081b
 import pandas as pd
@@ -139,6 +139,7 @@ _progressive("progressive-7of8", "Progressive from 7:8, repaired", "7:8", (r"$\m
 
 # %% ../../nbs/40_sparsedm.ipynb #1158a7af
 NETS = {"uvit": "U-ViT", "unet": "DDPM UNet"}                # the paper's backbones
+def nets_at(scale): return {net: name for net, name in NETS.items() if net in scale.nets}
 NINE = ("31:32", "15:16", "7:8", "3:4", "2:4", "1:4", "1:8", "1:16", "1:32")
 TEN = ("32:32", *NINE)
 RATIOS = ("3:4", "2:4", "1:4", "1:8")                      # of Fig. 3(c)
@@ -148,7 +149,8 @@ PROGRESSIVE = ("progressive", "progressive-7of8", "progressive-released")
 
 ALL_COMPARED = (*TABLE2, "fixed", "sparsegpt-ft", "wanda-ft", "progressive", "progressive-released")
 
-def both(run, methods, pattern="2:4"): return [run(m, pattern, net) for net in NETS for m in methods]
+def both(run, methods, pattern="2:4"): # on each of the scale's
+    return [run(m, pattern, net) for net in nets_at(run.scale) for m in methods]
 
 def fig3_runs(run):
     sparse = [run("ours", "32:32")] + [run(m, p) for m in ("ours", "ste", "untrained") for p in NINE]
@@ -286,6 +288,12 @@ def _reported():
             yield dict(backbone=backbone, data=images, method=method, fid=fid, macs=macs)
 
 PAPER = pd.DataFrame(_reported())
+_PRINTED = {"celeba-64": "CelebA 64", "coco-256": "MS-COCO 256", "imagenet-256": "ImageNet 256"}
+
+def printed_for(data:str # row of DATASETS
+    )->str: # as in PAPER.data
+    "The paper's data that stand beside ours: the same, or CIFAR-10."
+    return _PRINTED.get(data, "CIFAR-10")
 
 # %% ../../nbs/40_sparsedm.ipynb #0d8bbe7c
 TOKENS = {1: 1025, 2: 257, 4: 65}   # patch size → 32×32 pixels in patches, and a token for the time
