@@ -1,6 +1,7 @@
 # make reproduce   every table and figure of both papers at demo scale (SCALE=… for another), in its own environment
 # make test        nbdev_test on the notebooks, then pytest
 # make gpu-bench   on a CUDA GPU: checks the kernels, times masks and sampling, writes data/records/speed (under 9 minutes; again: goes on)
+# make verify      makes a few committed records again, drawn at random, and compares (N=4; minutes for each)
 # make site        guide, notebooks, figures, ledgers and reference as pages in _site, which need no network
 # make site-check  looks at all of them in Chromium: links, pictures, formulas, search, at two widths
 # make lab         runs notebooks in a real JupyterLab, in Chromium (NOTEBOOKS="01_ste …"), on a copy of the repository
@@ -16,8 +17,9 @@ export PYTHONHASHSEED = 0
 export TQDM_MININTERVAL = 5
 
 MINUTES ?= 5
+N ?= 4
 
-.PHONY: reproduce test gpu-bench site site-check lab check readme lock clean
+.PHONY: reproduce test verify gpu-bench site site-check lab check readme lock clean
 
 reproduce: $(VENV)/ready
 	@set -f -- $$SCALE; for scale in "$${@:-}"; do \
@@ -26,6 +28,9 @@ reproduce: $(VENV)/ready
 
 test: $(VENV)/ready
 	@$(BIN)/python tests/run.py
+
+verify: $(VENV)/ready
+	@$(BIN)/python -m sparsedm.verify --n $(N)
 
 gpu-bench: $(VENV)/ready
 	@$(BIN)/python -c "from sparsedm.gpu import probe; print(probe())" 2>&1 | tail -1; exit $${PIPESTATUS[0]}

@@ -158,7 +158,7 @@ def ledger_note(ledger:Ledger, tests:str)->str: # tests: where they are declared
     return f"{measured} {caution}. {_tested()}. Verdicts. {' '.join(fell)} {where}."
 
 # %% ../nbs/35a_ledger.ipynb #b1fd78a0
-_CELL = "text-align: left; vertical-align: top; white-space: normal; overflow-wrap: break-word; padding: 4px 6px"
+_CELL = "text-align:left;vertical-align:top;white-space:normal;padding:4px 6px"
 
 def html_cell(inside:str, # HTML
     style:str="", tag:str="td", **attributes)->str:
@@ -171,7 +171,8 @@ def html_table(head:dict, # {column: width in percent}
     )->str:
     "A table as wide as the page."
     names = "".join(html_cell(escape(name), f"width: {width:g}%", "th") for name, width in head.items())
-    style = "table-layout: fixed; width: 100%; border-collapse: collapse; font-size: 13px; max-width: 900px"
+    style = ("table-layout:fixed;width:100%;max-width:900px;border-collapse:collapse;overflow-wrap:break-word;"
+             "font-size:13px")
     return f'<table style="{style}"><thead><tr>{names}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 # %% ../nbs/35a_ledger.ipynb #7e9ddfa6
@@ -182,7 +183,7 @@ def folded(text:str, limit:int=200)->str: # HTML
     return f"<details><summary>{escape(last)}</summary>{escape(body)}</details>"
 
 # %% ../nbs/35a_ledger.ipynb #48c15dd0
-_LINE, _NO_LINE = "border-top: 1px solid #cccccc", "border-top: none"   # between claims
+_LINE, _NO_LINE = "border-top:1px solid #ccc", "border-top:0"   # between claims
 
 def _claim_cells(ledger, k, scales):
     claim, why = ledger.claims[k], ledger.why(k)
@@ -194,7 +195,7 @@ def _claim_cells(ledger, k, scales):
 
 def _answer_cells(answer, scale, line):
     label = f"<div><small>{escape(scale)}</small></div>" if scale else ""
-    coloured = f"{line}; background: {VERDICTS[answer.verdict]}; color: black"
+    coloured = f"{line};background:{VERDICTS[answer.verdict]};color:black"
     return html_cell(label + folded(answer.text), line) + html_cell(label + escape(answer.verdict), coloured)
 
 def ledger_html(ledger:Ledger)->str:
@@ -204,7 +205,7 @@ def ledger_html(ledger:Ledger)->str:
         first, line = _claim_cells(ledger, k, len(ledger.data)), _LINE
         for scale, answers in ledger.answers.items():
             cells = first + _answer_cells(answers[k], scale if several else "", line)
-            rows.append(f'<tr style="background: transparent">{cells}</tr>')
+            rows.append(f'<tr style="background:none">{cells}</tr>')
             first, line = "", _NO_LINE
     return html_table({"Claim": 36, "Paper": 14, "Ours": 34, "Verdict": 16}, rows)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'FromOne', 'Official', 'shapes_of', 'official', 'differences', 'fitting', 'looks_like', 'preset_for',
-           'read_state', 'unet_preset', 'load_official']
+           'read_state', 'unet_preset', 'find_official', 'load_official']
 
 # %% ../nbs/21a_official.ipynb #21a00003
 import math, os, pickle, zipfile
@@ -240,7 +240,9 @@ def _not_here(source, local_files_only):
 # %% ../nbs/21a_official.ipynb #21a00016
 def _place(name): return data_dir()/"official"/name
 
-def _found(given): # a file, a folder, or an id on the Hub
+def find_official(given # as `load_official` takes it
+    ): # a file, a folder, or an id on the Hub
+    "Where a network is; `FileNotFoundError` says how to get it."
     path = Path(os.path.expanduser(given))
     if path.exists(): return path
     row = OFFICIAL.get(str(given)) or OFFICIAL.get(f"{given}.pth")
@@ -251,6 +253,7 @@ def _found(given): # a file, a folder, or an id on the Hub
     raise FileNotFoundError(f"{row.name} is not at {_place(row.name)}: get it with a browser from "
                             f"https://drive.google.com/file/d/{row.where}, and put it there, or give its path")
 
+# %% ../nbs/21a_official.ipynb #10ed267a
 def load_official(name, # of OFFICIAL, with or without .pth, or the path of a file or folder
     preset:str=None, # row of PRESETS that it must be; None: as the name says, or the shapes
     local_files_only:bool=False, # do not ask the Hub
@@ -258,7 +261,7 @@ def load_official(name, # of OFFICIAL, with or without .pth, or the path of a fi
     "A published network, strictly and without unpickling code; an error names the file and what differs."
     check(name=(name, a_path), preset=(preset, optional(string)), local_files_only=(local_files_only, boolean))
     if preset is not None: PRESETS.named(preset)
-    source = _found(name)
+    source = find_official(name)
     if source.__class__ is str: return _load_diffusers(source, preset or OFFICIAL[source].preset, local_files_only)
     if not source.is_dir():
         known = OFFICIAL.get(source.name) if source == _place(source.name) else None

@@ -207,7 +207,6 @@ def _check_alike(records):
 def _row(record):
     "The record of a run as one flat row."
     run = {**ADDED, **record["run"]}
-    run["betas"] = tuple(run["betas"])   # so that it can be compared
     row = dict(id=record["id"], **run)
     row |= {k: v for k, v in record["metrics"].items() if k not in run}
     for part in ("macs", "seconds"): row |= {f"{part}_{k}": v for k, v in record[part].items()}

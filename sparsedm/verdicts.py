@@ -136,7 +136,7 @@ def check_alike(rows:pd.DataFrame, # records that are to be compared
     ):
     "`ValueError` names the column in which they differ."
     for column in (c for c in columns if c in rows):
-        values = rows[column].dropna().unique()
+        values = rows[column].dropna().map(lambda v: tuple(v) if isinstance(v, list) else v).unique()
         if len(values) < 2: continue
         listed = " and ".join(map(repr, values.tolist()))
         raise ValueError(f"{what} cannot be compared: {column} is {listed}")

@@ -42,7 +42,8 @@ class Compared:
 
 def compared(run:Run, kept:dict, now:dict)->Compared: # two records of it
     "`ValueError` if they share no number of TOLERANCE."
-    both = {k: (kept["metrics"][k], now["metrics"][k]) for k in TOLERANCE if k in kept["metrics"] and k in now["metrics"]}
+    was, found = kept["metrics"], now["metrics"]
+    both = {k: (was[k], found[k]) for k in TOLERANCE if k in was and k in found}
     if not both: raise ValueError(f"{run.id}: neither {' nor '.join(TOLERANCE)} was measured")
     return Compared(run.id, run.scale, both)
 
@@ -111,8 +112,8 @@ def _keep(found, among, seed):
     "A record of the comparison, and the badge."
     rows = [dict(run=one.run, scale=one.scale, **{k: list(v) for k, v in one.numbers.items()}, within=one.within,
                  equal=one.equal) for one in found]
-    facts = dict(seed=seed, among=among, made=time.strftime("%Y-%m-%d"), environment=environment(), tolerance=TOLERANCE)
-    write_sealed(records_dir("verify")/"last.json", dict(facts, records=rows))
+    how = dict(seed=seed, among=among, tolerance=TOLERANCE, environment=environment(), made=time.strftime("%Y-%m-%d"))
+    write_sealed(records_dir("verify")/"last.json", dict(how, records=rows))
     write_text(figures_dir("verify")/"badge.svg", badge(found))
 
 # %% ../nbs/38_verify.ipynb #38v0000f

