@@ -155,7 +155,7 @@ def _step_of(path): # without reading the tensors
     with safe_open(str(path), "pt") as f: return int((f.metadata() or {}).get("step", 0))
 
 def status_page(name:str, # row of SCALES, or the name of several that are made together
-    most:int=10, # runs of a kind that are listed
+    most:int=10, # runs of a kind, and tables, that are listed
     )->str:
     "What is done, begun, failed or missing, and which tables are stale and why."
     return "\n\n".join(_status_of(scale, most) for scale in scales_of(name))
@@ -170,4 +170,6 @@ def _status_of(scale, most):
         if len(of_kind) > most: lines.append(f"- … and {len(of_kind) - most} more {kind}")
     stale = to_draw(scale)
     lines.append(f"{len(stale)} tables and figures to draw" if stale else "every table and figure is up to date")
-    return "\n".join([*lines, *(f"- {name}: {why}" for name, why in stale.items())])
+    lines += [f"- {name}: {why}" for name, why in list(stale.items())[:most]]
+    if len(stale) > most: lines.append(f"- … and {len(stale) - most} more")
+    return "\n".join(lines)
