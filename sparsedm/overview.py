@@ -160,6 +160,7 @@ def status_page(name:str, # row of SCALES, or the name of several that are made 
     "What is done, begun, failed or missing, and which tables are stale and why."
     return "\n\n".join(_status_of(scale, most) for scale in scales_of(name))
 
+# %% ../nbs/37_overview.ipynb #41c6805e
 def _status_of(scale, most):
     states = {run: _state(run) for run in runs_of(scale)}
     counts = Counter(kind for kind, _ in states.values())
