@@ -7,11 +7,13 @@ __all__ = ['TOLERANCE', 'EVIDENCE', 'GREEN', 'RED', 'Compared', 'compared', 'kep
            'parser', 'main']
 
 # %% ../nbs/38_verify.ipynb #38v00003
-import argparse, os, random, sys, time
+import argparse, os, random, re, sys, time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from unittest.mock import patch
+import torch
 from tqdm.auto import tqdm
 from .checks import boolean, check, several, string, whole_number
 from .declare import SCALES, load_papers
@@ -67,11 +69,19 @@ def _own_root():
     for path in (p for p in brought if not (folder/p).is_symlink()): (folder/path).symlink_to(root()/path)
     return folder
 
+# %% ../nbs/38_verify.ipynb #be1de58f
+@contextmanager
+def _threads_of(record): # sums are taken in another order by more of them
+    before, said = torch.get_num_threads(), re.search(r"\((\d+) threads\)", record["environment"]["device"])
+    torch.set_num_threads(int(said[1]) if said else before)
+    try: yield
+    finally: torch.set_num_threads(before)
+
 def made_again(run:Run, progress:bool=False)->dict: # show bars; the record
-    "The record of a run, made from nothing; an interrupted one goes on."
+    "The record of a run that has one, made from nothing, with as many threads; an interrupted one goes on."
     check(run=(run, a_run), progress=(progress, boolean))
     elsewhere = dict(SPARSEDM_ROOT=str(_own_root()), SPARSEDM_DATA=str(data_dir().absolute()))
-    with patch.dict(os.environ, elsewhere):
+    with _threads_of(read_record(run)), patch.dict(os.environ, elsewhere):
         for each in to_do([run]): do_run(each, progress)
         return read_record(run)
 

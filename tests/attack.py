@@ -1,4 +1,5 @@
-"""Attacks on sparsedm: `python tests/attack.py [calls] [bytes] [kills] [signals] [together] [disk] [--seed N] [--times N]`.
+"""Attacks on sparsedm: `python tests/attack.py [calls] [bytes] [kills] [graph] [shards] [signals] [together] [disk] [--seed N]
+[--times N]`.
 
 What must hold: nothing wrong is accepted in silence, nothing damaged is believed, nothing that is interrupted is lost
 or done twice, nobody is left working. It prints counts by class, and exits with 1 if something was silent or lost.
@@ -157,6 +158,60 @@ def attack_kills(rng, times):
     return counts
 
 
+SMALL_GRAPH = [sys.executable, "-m", "sparsedm.experiments", "smoke", "--only", "table1"]
+
+
+def attack_graph(rng, times):
+    "SIGKILL to the whole command at a random moment, again and again until its table is there; all numbers are the same."
+    counts, started = Counter(), 0
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = checkout(Path(tmp)/"root")
+        began = time.monotonic()
+        subprocess.run(SMALL_GRAPH, cwd=folder, check=True, capture_output=True)
+        whole, seconds = numbers_of(folder), time.monotonic() - began
+        while started < times:
+            for made in ("runs", "figures", "data/records"): shutil.rmtree(folder/made)
+            while not (folder/"figures"/"smoke"/"table1.png").is_file():
+                begun = subprocess.Popen(SMALL_GRAPH, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL,
+                                         stderr=subprocess.DEVNULL)
+                started += 1
+                with contextlib.suppress(subprocess.TimeoutExpired): begun.wait(rng.uniform(0, 1.2 * seconds))
+                with contextlib.suppress(ProcessLookupError): os.killpg(begun.pid, signal.SIGKILL)
+                begun.wait()
+            subprocess.run(SMALL_GRAPH, cwd=folder, check=True, capture_output=True)
+            counts["equal" if numbers_of(folder) == whole else "lost"] += 1
+    counts["killed"] = started
+    return counts
+
+
+def numbers_of(folder):
+    "Of a graph that is done: what must not depend on interruptions."
+    records = {p.name: json.loads(p.read_text()) for p in (folder/"data"/"records"/"smoke").glob("*.json")}
+    found = {name: [r[k] for k in ("metrics", "loss", "loss_by_t", "curve")] for name, r in records.items()}
+    return found, (folder/"figures"/"smoke"/"table1.csv").read_text()
+
+
+def attack_shards(rng, times):
+    "SIGKILL to one of two writers of one folder of shards, until it is whole; it is that of an unbroken one."
+    import test_shards
+    counts, started = Counter(), 0
+    with tempfile.TemporaryDirectory() as tmp:
+        test_shards.started(Path(tmp)/"whole").wait()
+        whole = test_shards.check(Path(tmp)/"whole")
+        while started < times:
+            folder = Path(tmp)/f"shards{started}"
+            while not (folder/"index.json").is_file():
+                writers = [test_shards.started(folder) for _ in range(2)]
+                started += 1
+                test_shards.at_work(writers[0])
+                time.sleep(rng.uniform(0, .6))
+                for w in writers: w.kill()
+                for w in writers: w.wait()
+            counts["equal" if test_shards.check(folder) == whole else "lost"] += 1
+    counts["killed"] = started
+    return counts
+
+
 @contextlib.contextmanager
 def finished_run():
     "A run that is done in a copy, its result, and the seconds it took."
@@ -190,8 +245,8 @@ def attack_signals(rng, times):
         folder = checkout(Path(tmp)/"a root")
         for _ in range(times):
             number, target = rng.choice((signal.SIGINT, signal.SIGTERM)), rng.choice(("command", "group", "child"))
-            begun = subprocess.Popen([sys.executable, "-m", "sparsedm.experiments", "smoke", "--only", "table1"], cwd=folder,
-                                     start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            begun = subprocess.Popen(SMALL_GRAPH, cwd=folder, start_new_session=True, stdout=subprocess.PIPE,
+                                     stderr=subprocess.STDOUT, text=True)
             time.sleep(rng.uniform(1, 25))
             family = [psutil.Process(begun.pid), *psutil.Process(begun.pid).children(recursive=True)]
             with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -270,9 +325,9 @@ def attack_calls_(rng, times):
         return attack_calls.counts()
 
 
-ATTACKS = dict(calls=attack_calls_, bytes=attack_bytes, kills=attack_kills, signals=attack_signals,
-               together=attack_together, disk=attack_disk)
-USUAL = dict(calls=1, bytes=200, kills=200, signals=20, together=5, disk=10)
+ATTACKS = dict(calls=attack_calls_, bytes=attack_bytes, kills=attack_kills, graph=attack_graph, shards=attack_shards,
+               signals=attack_signals, together=attack_together, disk=attack_disk)
+USUAL = dict(calls=1, bytes=200, kills=200, graph=20, shards=20, signals=20, together=5, disk=10)
 
 
 def main():
