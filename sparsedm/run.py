@@ -136,7 +136,7 @@ def _check_options(run): # a misspelt one would change the id and nothing else
         if name in rules or name in own: continue
         takes = ", ".join(dict.fromkeys([*rules, *own, *(n for hook in HOOKS.values() for n in hook.options)]))
         raise ValueError(f"options has {name!r}, which this run would not read; options are: {takes}")
-    check(**{f"options[{name!r}]": (v, rules[name]) for name, v in run.options.items() if name in rules})
+    check(**{name: (v, rules[name]) for name, v in run.options.items() if name in rules})
 
 def _check_sampler(run): # which is asked only after the training
     process = PROCESSES.named(run.process)

@@ -119,6 +119,11 @@ def uvit(sparse=""):
     return bake_(model) if sparse == "baked" else model
 
 
+def smoke_run():
+    from sparsedm.run import make_run
+    return make_run("smoke", "ours")
+
+
 @cache
 def digits():
     from sparsedm.data import load_images
@@ -458,6 +463,19 @@ CALLS = (
     call("transfer.transfer_term", lambda: dict(student=X0, teacher=NOISE), student="weight", teacher="weight"),
     call("verdicts.records_of", lambda: dict(scale="smoke"), scale="name"),
     # published weights
+    call("declare.scales_of", lambda: dict(name="smoke"), name="name"),
+    call("overview.plan_page", lambda: dict(name="smoke"), name="name"),
+    call("overview.status_page", lambda: dict(name="smoke", most=3), name="name", most="whole"),
+    call("overview.lacking", lambda: dict(scale="smoke"), scale="name"),
+    call("overview.measured_rate", lambda: dict(scale="smoke"), scale="name"),
+    call("overview.network_cost", lambda: dict(preset="smoke"), preset="name"),
+    call("overview.cost_of_run", lambda: dict(run=smoke_run()), run="a run"),
+    call("verify.kept_runs", lambda: dict(scales=["smoke"]), scales="words"),
+    call("verify.verify", lambda: dict(n=1, seed=0, scales=["smoke"]), n="count", seed="whole", scales="words"),
+    call("verify.made_again", lambda: dict(run=smoke_run()), run="a run"),
+    call("crate.write_crate", lambda: dict(scale="smoke", folder="nowhere"), scale="name", folder="folder to write"),
+    call("official.find_official", lambda: dict(given=official_file()), given="a path"),
+    call("execute.reference_split", lambda: dict(run=smoke_run()), run="a run"),
     call("official.load_official", lambda: dict(name=official_file(), preset=None, local_files_only=True), name="a path",
          local_files_only="flag"),
     call("official.load_official", lambda: dict(name=official_file(), preset="smoke"), preset="part"),

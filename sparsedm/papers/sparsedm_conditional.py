@@ -39,9 +39,9 @@ _scale("smoke-cond", "digits-latent", "smoke", Recipe(20, 16, lr=2e-3, warmup=10
 _scale("demo-cond", "digits-latent", "digits", Recipe(3_000, 64, lr=2e-3, warmup=100, ema=.998, cooldown=.25),
        Recipe(300, 32, lr=5e-4, warmup=20, ema=.97, cooldown=1.), Measure("digits-cnn", 512, "dpm-solver", 16),
        seeds=(0, 1, 2), starts=1)
-_scale("cifar-cond", "cifar10-latent", "cifar", Recipe(6_000, 128, lr=1e-3, warmup=300, ema=.999, cooldown=.25),
-       Recipe(600, 64, lr=3e-4, warmup=50, ema=.98, cooldown=1.),
-       Measure("efficientnet-lite0", 1_000, "dpm-solver", 25), told=("labels",))
+_scale("cifar-cond", "cifar10-latent", "cifar", Recipe(3_000, 64, lr=1e-3, warmup=300, ema=.999, cooldown=.25),
+       Recipe(300, 64, lr=3e-4, warmup=50, ema=.98, cooldown=1.),
+       Measure("efficientnet-lite0", 1_000, "dpm-solver", 16), told=("labels",))
 
 # %% ../../nbs/40b_conditional.ipynb #40b0000b
 GUIDANCE = (0., .4, 1., 3.)
