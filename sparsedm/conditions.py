@@ -81,7 +81,7 @@ def told_rows(run, split:str="train")->dict: # argument of the network → tenso
 
 def told_samples(run, n:int)->dict: # argument of the network → tensor with n rows
     "What the first n samples of a run are told."
-    check(n=(n, whole_number(1)))
+    check(run=(run, _A_RUN), n=(n, whole_number(1)))
     rows = told_rows(run, DATASETS.named(run.data).reference)
     if not rows: return {}
     size = len(next(iter(rows.values())))

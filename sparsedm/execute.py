@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOISE_SEEDS', 'LOOKING', 'NOTHING_SEEN', 'OF_LAUNCH', 'TIMES', 'HELD_OUT', 'device_name', 'load_start', 'plain',
-           'reference_split', 'codec_of', 'state_shape', 'draw', 'load_samples', 'training_cond', 'training_images',
-           'Flips', 'Curve', 'TimeIsUp', 'Deadline', 'net_of', 'hooks_of', 'train_config', 'execute_training',
-           'processes_of', 'has_held_out', 'loss_by_time', 'held_out', 'floor', 'distance_to_dense',
-           'execute_evaluation', 'gpu_tflops', 'throughput', 'do_run', 'main']
+           'codec_of', 'state_shape', 'draw', 'load_samples', 'training_cond', 'training_images', 'Flips', 'Curve',
+           'TimeIsUp', 'Deadline', 'net_of', 'hooks_of', 'train_config', 'execute_training', 'processes_of',
+           'has_held_out', 'loss_by_time', 'held_out', 'floor', 'distance_to_dense', 'execute_evaluation', 'gpu_tflops',
+           'throughput', 'do_run', 'main']
 
 # %% ../nbs/32_execute.ipynb #fc5d6ffd
 import argparse, copy, math, os, statistics, sys, time, traceback
@@ -65,7 +65,6 @@ def plain(model:nn.Module # dense or sparse
 # %% ../nbs/32_execute.ipynb #e7c458a4
 NOISE_SEEDS = 10**6   # from one seed to the next
 
-def reference_split(run:Run)->str: return DATASETS.named(run.data).reference   # that its samples are compared with
 def codec_of(run:Run): return CODECS.named(DATASETS.named(run.data).codec)
 def state_shape(run:Run)->tuple: # of one state
     return tuple(batch_states(load_images(run.data), torch.tensor([0]), codec_of(run).encode)[0].shape[1:])
@@ -356,7 +355,7 @@ def execute_evaluation(run:Run, # what was done
     ): # (uint8 samples, metrics, MACs, loss at each of TIMES, seconds)
     "Sample and measure."
     began, net = time.perf_counter(), plain(model).to(device_name())
-    real = pictures(load_images(run.data, reference_split(run)))
+    real = pictures(load_images(run.data, DATASETS.named(run.data).reference))
     images = draw(net, run, run.n_samples)
     drawn = time.perf_counter() - began
     scores = evaluate(images, real, run.extractor, device=device_name())

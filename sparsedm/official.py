@@ -243,6 +243,7 @@ def _place(name): return data_dir()/"official"/name
 def find_official(given # as `load_official` takes it
     ): # a file, a folder, or an id on the Hub
     "Where a network is; `FileNotFoundError` says how to get it."
+    check(given=(given, a_path))
     path = Path(os.path.expanduser(given))
     if path.exists(): return path
     row = OFFICIAL.get(str(given)) or OFFICIAL.get(f"{given}.pth")

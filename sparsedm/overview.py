@@ -15,18 +15,23 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from .declare import DATASETS, METHODS, PRESETS, scales_of
 from .graph import gpus_of, make_plan, to_do, to_draw, workers
+from .checks import check, string, whole_number
 from .data import load_images
 from .models import build_model, model_input
 from .official import find_official
 from .prepare import PREPARED, folder_of
 from .records import has_record, model_path, read_records, run_folder, why_missing
-from .run import Run, runs_of
+from .run import Run, a_run, runs_of
 
 # %% ../nbs/37_overview.ipynb #8f812818
-@lru_cache(maxsize=None)
 def network_cost(preset:str # row of PRESETS
     )->tuple: # FLOPs (two for each multiply-accumulate), parameters
     "One evaluation of a network for one image."
+    check(preset=(preset, string))
+    return _counted(preset)
+
+@lru_cache(maxsize=None)
+def _counted(preset):
     with torch.device("meta"): model = build_model(preset)
     x, t, cond = model_input(PRESETS.named(preset))
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model(x, t, **cond)
@@ -43,6 +48,7 @@ class Cost:
 # %% ../nbs/37_overview.ipynb #37cost01
 def cost_of_run(run:Run)->Cost:
     "Counted, not measured."
+    check(run=(run, a_run))
     forward, params = network_cost(run.model)
     trained = run.pretrained and model_path(run).is_file()
     passes = 3 + bool(run.lambda_teacher)
@@ -158,6 +164,7 @@ def status_page(name:str, # row of SCALES, or the name of several that are made 
     most:int=10, # runs of a kind, and tables, that are listed
     )->str:
     "What is done, begun, failed or missing, and which tables are stale and why."
+    check(most=(most, whole_number()))
     return "\n\n".join(_status_of(scale, most) for scale in scales_of(name))
 
 # %% ../nbs/37_overview.ipynb #41c6805e

@@ -45,15 +45,17 @@ def _opened(kind, name, how, **given):
 
 def _short(e): return " ".join(str(e).split())[:300]   # an error of several lines, in one
 
-@lru_cache
 def load_autoencoder(name:str, # folder, or name on the Hub, of an `AutoencoderKL` or a `VQModel`
     subfolder:str="", # in it
     factor:float=None, # latents are its own times this; None: as it says itself
     )->Autoencoder:
-    "A pretrained autoencoder as a codec."
-    import diffusers
+    "A pretrained autoencoder as a codec; a process opens each once."
     check(name=(name, a_path), subfolder=(subfolder, string), factor=(factor, optional(finite_number(above=0))))
-    spread = factor and 1 / factor
+    return _autoencoder(name, subfolder, factor and 1 / factor)
+
+@lru_cache
+def _autoencoder(name, subfolder, spread):
+    import diffusers
     given = dict(subfolder=subfolder) if subfolder else {}
     how = f"{_GET} {name}"
     try: kind = diffusers.AutoencoderKL.load_config(name, **given).get("_class_name", "another")

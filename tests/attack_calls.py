@@ -475,7 +475,6 @@ CALLS = (
     call("verify.made_again", lambda: dict(run=smoke_run()), run="a run"),
     call("crate.write_crate", lambda: dict(scale="smoke", folder="nowhere"), scale="name", folder="folder to write"),
     call("official.find_official", lambda: dict(given=official_file()), given="a path"),
-    call("execute.reference_split", lambda: dict(run=smoke_run()), run="a run"),
     call("official.load_official", lambda: dict(name=official_file(), preset=None, local_files_only=True), name="a path",
          local_files_only="flag"),
     call("official.load_official", lambda: dict(name=official_file(), preset="smoke"), preset="part"),
