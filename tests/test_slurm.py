@@ -1,5 +1,6 @@
 """A real Slurm on this machine: jobs go through its queue, and one that is cancelled is queued again and goes on."""
 import json, os, pwd, shutil, signal, socket, subprocess, sys, time
+from importlib.util import find_spec
 from pathlib import Path
 import pytest
 
@@ -71,6 +72,7 @@ def wait_until(true, seconds, what):
 def slurm(tmp_path_factory):
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing: pytest.skip(f"needs a Slurm of its own: {', '.join(missing)} not found (Debian: slurm-wlm and munge)")
+    if not find_spec("snakemake_executor_plugin_slurm"): pytest.skip('needs Snakemake\'s plugin: pip install -e ".[slurm]"')
     if os.getuid(): pytest.skip("needs a Slurm of its own, which only root can start")
     if CONF.exists(): pytest.skip(f"{CONF} is somebody's; the test starts a Slurm of its own")
     folder, started = tmp_path_factory.mktemp("slurm"), []
