@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'EVIDENCE', 'GREEN', 'RED', 'Compared', 'compared', 'kept_runs', 'made_again', 'verify', 'badge',
-           'parser', 'main']
+           'verified', 'parser', 'main']
 
 # %% ../nbs/38_verify.ipynb #38v00003
 import argparse, os, random, re, sys, time
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .checks import boolean, check, several, string, whole_number
 from .declare import SCALES, load_papers
 from .execute import do_run
-from .files import data_dir, figures_dir, records_dir, root, runs_dir, write_sealed, write_text
+from .files import data_dir, figures_dir, read_sealed, records_dir, root, runs_dir, write_sealed, write_text
 from .graph import to_do
 from .records import environment, has_record, read_record
 from .run import Run, a_run, runs_of
@@ -126,6 +126,17 @@ def _keep(found, among, seed):
     write_sealed(records_dir("verify")/"last.json", dict(how, records=rows))
     write_text(figures_dir("verify")/"badge.svg", badge(found))
 
+# %% ../nbs/38_verify.ipynb #43ff7a50
+def verified()->str: # a sentence or two, for the README
+    "What the last comparison found; `FileNotFoundError` before the first."
+    last = read_sealed(records_dir("verify")/"last.json")
+    rows, fine = last["records"], sum(row["within"] for row in last["records"])
+    pairs = [row[metric] for row in rows for metric in TOLERANCE if metric in row]
+    furthest = max(abs(now / kept - 1) for kept, now in pairs)
+    return (f"`make verify` draws committed records at random and makes them again. Last time, on {last['made']}, {fine} "
+            f"of {len(rows)} came out within tolerance; the number that was furthest off differed by {furthest:.1e} of "
+            "what it was.")
+
 # %% ../nbs/38_verify.ipynb #38v0000f
 def parser()->argparse.ArgumentParser:
     load_papers()
@@ -136,7 +147,7 @@ def parser()->argparse.ArgumentParser:
     return p
 
 def _line(one):
-    numbers = [f"{k} {kept:.4g} → {now:.4g} ({one.off(k):.2%})" for k, (kept, now) in one.numbers.items()]
+    numbers = [f"{k} {kept:.4g} → {now:.4g} (off by {one.off(k):.1e})" for k, (kept, now) in one.numbers.items()]
     verdict = "equal to the bit" if one.equal else "within tolerance" if one.within else "NOT REPRODUCED"
     return f"{one.run}: {verdict}; {', '.join(numbers)}"
 

@@ -9,7 +9,7 @@ from sparsedm import prepare
 from sparsedm.conditions import told_samples
 from sparsedm.data import load_images, pictures
 from sparsedm.declare import CODECS, DATASETS, PRESETS, SCALES, Measure, Net, Recipe, Scale
-from sparsedm.execute import do_run, draw, load_start
+from sparsedm.execute import do_run, load_start
 from sparsedm.models import build_model
 from sparsedm.overview import lacking
 from sparsedm.prepare import PREPARED, TEXT_WIDTH, Prepared, add_codec, latents, with_text
