@@ -133,9 +133,9 @@ def verified()->str: # a sentence or two, for the README
     rows, fine = last["records"], sum(row["within"] for row in last["records"])
     pairs = [row[metric] for row in rows for metric in TOLERANCE if metric in row]
     furthest = max(abs(now / kept - 1) for kept, now in pairs)
-    return (f"`make verify` draws committed records at random and makes them again. Last time, on {last['made']}, {fine} "
-            f"of {len(rows)} came out within tolerance; the number that was furthest off differed by {furthest:.1e} of "
-            "what it was.")
+    return ("`make verify` draws committed records at random and makes them again. "
+            f"On {last['made']} {fine} of {len(rows)} came out within tolerance; "
+            f"the number furthest off differed by {furthest:.1e} of itself.")
 
 # %% ../nbs/38_verify.ipynb #38v0000f
 def parser()->argparse.ArgumentParser:
