@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import nn
 from .checks import any_seed, check, finite_number, instance, whole_number
-from .data import Images, States, batch_states, to_float
+from .conditions import told_rows
+from .data import Rows, batch_states, to_float
 from .declare import PREPARE
 from .diffusion import draw_times, noise_loss, predict
 from .macs import macs_summary
@@ -23,22 +24,21 @@ from .ste import check_dense
 
 # %% ../nbs/06_diff_pruning.ipynb #eb5ac675
 def taylor_(model:nn.Module, # its `.grad`s are replaced by the accumulated gradient
-    images:Images|States, # training data
+    images:Rows, # training data
     n:int=64, # of them, the same (with the same noise) at every time
     times:int=100, # evenly spaced in (0, 1)
     seed:int=0, # picks images and noise
     threshold:float=.05, # 𝒯: times with less than this share of the largest loss are left out
     encode:Callable=to_float, # uint8 images → states
     process="vp", # that the model was trained with
+    cond:dict=None, # further arguments of the model, each a tensor with a row for each image
     )->pd.DataFrame: # a row per time: t, loss, used
     "Σ_t ∇L_t over the times that count (Diff-Pruning), left in `.grad`."
     check(model=(model, instance(nn.Module)), seed=(seed, any_seed))
     _check_taylor(images, n, times, threshold)
-    g, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
-    x0, mask = batch_states(images, torch.randint(len(images), (n,), generator=g), encode)
-    noise = torch.randn(x0.shape, generator=g)
-    x0, noise, mask = [None if v is None else v.to(device) for v in (x0, noise, mask)]
-    loss_at = lambda t: noise_loss(model, x0, t, noise, mask=mask, process=process)
+    device = next(model.parameters()).device
+    x0, noise, mask, told = _taylor_batch(images, n, seed, encode, cond or {}, device)
+    loss_at = lambda t: noise_loss(model, x0, t, noise, told, mask=mask, process=process)
     ts = draw_times((torch.arange(times, dtype=torch.float64) + .5) / times, process).tolist()
     with torch.no_grad(): losses = [float(loss_at(t)) for t in ts]
     if not all(map(math.isfinite, losses)):
@@ -48,6 +48,16 @@ def taylor_(model:nn.Module, # its `.grad`s are replaced by the accumulated grad
     if not any(p.requires_grad for p in model.parameters()): raise ValueError("no parameter requires a gradient")
     for t in itertools.compress(ts, used): loss_at(t).backward()
     return pd.DataFrame(dict(t=ts, loss=losses, used=used))
+
+# %% ../nbs/06_diff_pruning.ipynb #ac1c91a1
+def _taylor_batch(images, n, seed, encode, cond, device):
+    "States, noise, mask, and what the model is told."
+    g = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(images), (n,), generator=g)
+    x0, mask = batch_states(images, index, encode)
+    noise = torch.randn(x0.shape, generator=g)
+    x0, noise, mask = [None if v is None else v.to(device) for v in (x0, noise, mask)]
+    return x0, noise, mask, {name: rows[index].to(device) for name, rows in cond.items()}
 
 def _check_taylor(images, n, times, threshold):
     check_images(images)
@@ -76,18 +86,18 @@ def _choices(model):
     if kind not in NARROWER:
         known = " and ".join(NARROWER)
         raise ValueError(f"diff_pruning has rules for models of kind {known}; got {type(model).__name__}")
-    if config.get("num_classes", -1) > 0 or config.get("clip_dim", 0) > 0:
-        raise ValueError("diff_pruning knows unconditional models only; this one takes labels or text")
     found = NARROWER[kind](config)
     if found: return found
     width, parts = config.get("channels") or config["embed_dim"], config.get("norm_groups") or config["num_heads"]
     raise ValueError(f"no narrower {kind}: {width} cannot be divided further with norm_groups or num_heads = {parts}")
 
-def _nearest_config(model, like, x_shape):
+def _nearest_config(model, like, x_shape, told): # told: what the model is told of some images
     "The narrower config whose dense MACs are nearest to those of the pattern `like`."
-    choices, wanted = _choices(model), macs_summary(model, x_shape, like, "paper")["paper"]
+    one = {name: rows[:1] for name, rows in told.items()}
+    choices, wanted = _choices(model), macs_summary(model, x_shape, like, "paper", **one)["paper"]
+    nowhere = {name: row.to("meta") for name, row in one.items()}
     def macs(config):
-        with torch.device("meta"): return macs_summary(build_from_config(config), x_shape)["dense"]
+        with torch.device("meta"): return macs_summary(build_from_config(config), x_shape, **nowhere)["dense"]
     above = bisect.bisect_left(choices, wanted, key=macs)   # MACs grow with the width
     return min(choices[max(above - 1, 0):above + 1], key=lambda config: abs(macs(config) - wanted))
 
@@ -131,15 +141,17 @@ def _refit_(linear, old, new):
     linear.bias.data += fit[-1].to(linear.bias)
 
 # %% ../nbs/06_diff_pruning.ipynb #8b5a2d1e
-def _pruner(model, x_shape, keep, **rules):
+def _pruner(model, x_shape, told, keep, **rules):
     "Of torch-pruning: leaves a share `keep` of the channels, by the gradients in `.grad`."
     import torch_pruning as tp
     device = next(model.parameters()).device
-    example = torch.randn(2, *x_shape[1:], device=device), torch.tensor([3., 500.], device=device)
+    example = dict(x=torch.randn(2, *x_shape[1:]), timesteps=torch.tensor([3., 500.]))
+    example |= {name: rows[:2] for name, rows in told.items()}
+    example = {name: rows.to(device) for name, rows in example.items()}
     ratio = 1 - keep - 1e-6   # 45.0 is not to become 44.99…
     return tp.pruner.BasePruner(model, example, tp.importance.GroupTaylorImportance(), pruning_ratio=ratio, **rules)
 
-def _prune_uvit_(model, config, x_shape):
+def _prune_uvit_(model, config, x_shape, told):
     "To the width of `config`, in place."
     D, old = config["embed_dim"], model.embed_dim
     attention = [m for m in model.modules() if isinstance(m, Attention)]
@@ -147,18 +159,18 @@ def _prune_uvit_(model, config, x_shape):
     for b in skips: _split_(b)
     rules = dict(num_heads={m.qkv: m.num_heads for m in attention}, out_channel_groups={model.patch_embed.proj: 2},
                  ignored_layers=[model.decoder_pred, model.final_layer], unwrapped_parameters=[(model.pos_embed, 2)])
-    _pruner(model, x_shape, D / old, **rules).step()
+    _pruner(model, x_shape, told, D / old, **rules).step()
     for b in skips: _join_(b)
     embed = lambda dim: partial(timestep_embedding, dim=dim)
     if config["mlp_time_embed"]: _refit_(model.time_embed[0], embed(old), embed(D))
     model.embed_dim = D
 
 # %% ../nbs/06_diff_pruning.ipynb #e7c3f5a8
-def _prune_unet_(model, config, x_shape):
+def _prune_unet_(model, config, x_shape, told):
     "To the channels of `config`, in place."
     unet, C = model.unet, config["channels"]
     rules = dict(num_heads={}, out_channel_groups={}, ignored_layers=[unet.conv_out])
-    _pruner(model, x_shape, C[0] / model.config["channels"][0], **rules).step()
+    _pruner(model, x_shape, told, C[0] / model.config["channels"][0], **rules).step()
     old = copy.deepcopy(unet.time_proj)
     unet.time_proj.num_channels = C[0]
     _refit_(unet.time_embedding.linear_1, old, unet.time_proj)
@@ -168,8 +180,8 @@ def _prune_unet_(model, config, x_shape):
 _PRUNE = {"uvit": _prune_uvit_, "unet": _prune_unet_}
 
 # %% ../nbs/06_diff_pruning.ipynb #c7d6249b
-def diff_pruning(model:nn.Module, # trained, dense, unconditional `UViT` or `UNet`; left as it is
-    images:Images|States, # training data
+def diff_pruning(model:nn.Module, # trained, dense `UViT` or `UNet`; left as it is
+    images:Rows, # training data
     like:str="2:4", # N:M pattern whose MACs (paper rule) the result comes nearest to
     x_shape:tuple=None, # shape of x for counting and tracing; None: one state of `images`
     seed:int=0, # picks images and noise
@@ -177,28 +189,31 @@ def diff_pruning(model:nn.Module, # trained, dense, unconditional `UViT` or `UNe
     threshold:float=.05, # of the loss relative to the largest, see `taylor_`
     encode:Callable=to_float, # uint8 images → states
     process="vp", # that the model was trained with
+    cond:dict=None, # further arguments of the model, each a tensor with a row for each image
     )->nn.Module: # a new, narrower dense model
     "Diff-Pruning (Fang et al. 2023): structural pruning with Taylor importance over diffusion times."
     check_dense(model, "diff_pruning")
     check_images(images)
     x_shape = tuple(x_shape or batch_states(images, torch.arange(1), encode)[0].shape)
-    config = _nearest_config(model, like, x_shape)
+    told = {name: rows[torch.arange(4) % len(rows)] for name, rows in (cond or {}).items()}
+    config = _nearest_config(model, like, x_shape, told)
     work = copy.deepcopy(model).eval().requires_grad_(True)
-    taylor_(work, images, n, seed=seed, threshold=threshold, encode=encode, process=process)
-    _PRUNE[config["kind"]](work, config, x_shape)
+    taylor_(work, images, n, seed=seed, threshold=threshold, encode=encode, process=process, cond=cond)
+    _PRUNE[config["kind"]](work, config, x_shape, told)
     small = build_from_config(config).to(next(model.parameters()).device)
     small.load_state_dict(work.state_dict())
-    _check_equal(small.eval(), work.eval(), x_shape, process)
+    _check_equal(small.eval(), work.eval(), x_shape, process, told)
     return small.train(model.training)
 
 # %% ../nbs/06_diff_pruning.ipynb #2a7f6c90
 @torch.no_grad()
-def _check_equal(small, work, x_shape, process):
+def _check_equal(small, work, x_shape, process, told):
     "`RuntimeError` if the new model computes something else than the one that was cut down."
     like = next(small.parameters())
     x = torch.randn(4, *x_shape[1:]).to(like)
     t = draw_times(torch.linspace(0., .999, 4), process).to(like)
-    apart = float((predict(small, x, t, None, process) - predict(work, x, t, None, process)).abs().max())
+    told = {name: rows.to(like.device) for name, rows in told.items()}
+    apart = float((predict(small, x, t, told, process) - predict(work, x, t, told, process)).abs().max())
     if apart < 1e-3: return
     raise RuntimeError(f"the pruned network and its copy in {small.config['kind']} differ by {apart:.2g}; "
                        "torch-pruning traced this model wrongly")
@@ -206,7 +221,7 @@ def _check_equal(small, work, x_shape, process):
 # %% ../nbs/06_diff_pruning.ipynb #15f8b7d6
 def _prepare(run, model):
     "As PREPARE asks: the narrower model that the training of `run` starts from."
-    return diff_pruning(model, like=run.pattern, seed=run.seed, **calibration(run))
+    return diff_pruning(model, like=run.pattern, seed=run.seed, cond=told_rows(run), **calibration(run))
 
 PREPARE.add(_prepare, "diff-pruning")
 

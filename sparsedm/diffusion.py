@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
-from .checks import (Rule, a_function, check, finite_number, floats, instance, optional, tensor, usable_device,
-                             whole_number)
+from .checks import (Rule, a_function, check, finite_number, floats, instance, one_of, optional, tensor,
+                             usable_device, whole_number)
 from .declare import PROCESSES, SAMPLERS
 from .ste import computed_once
 
@@ -544,8 +544,7 @@ def scheduler(
     "A fresh diffusers scheduler; its step index τ is the time (τ+1)/1000, or (τ+1)/T for a process of T steps"
     from diffusers import DPMSolverMultistepScheduler # here, because importing it takes seconds
     p = _process(process)
-    if sampler not in _SOLVERS:
-        raise ValueError(f"sampler: one of {', '.join(_SOLVERS)} expected, got {sampler!r}")
+    check(sampler=(sampler, one_of(_SOLVERS)))
     settings = dict(_SOLVERS[sampler], algorithm_type="dpmsolver++")
     settings["prediction_type"] = "epsilon" if p.predicts == "noise" else "sample"   # what it will be given
     return DPMSolverMultistepScheduler(**(settings | p.solver()))

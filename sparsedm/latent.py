@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from tqdm.auto import tqdm
 from .checkpoints import load_tensors, save_tensors
+from .checks import check, one_of
 from .data import load_images, to_float
 from .declare import CODECS, DATASETS, FAMILIES, PRESETS, PROCESSES, Codec, Dataset, Family
 from .diffusion import Steps, scaled_linear_betas, to_uint8
@@ -137,11 +138,14 @@ def _fitted(net, x, steps, progress):
     return net.eval()
 
 # %% ../nbs/23_latent.ipynb #23l0000e
-@lru_cache
 def small_autoencoder(name:str # row of SMALL
     )->Autoencoder: # loaded once
     "The autoencoder that the repository brings; an error says how to get a missing or damaged one back."
-    if name not in SMALL: raise ValueError(f"autoencoder must be one of {', '.join(SMALL)}; got {name!r}")
+    check(autoencoder=(name, one_of(SMALL)))
+    return _small(name)
+
+@lru_cache
+def _small(name):
     row, path = SMALL[name], codecs_dir()/f"{name}.safetensors"
     anew = f"make another with `train_small(SMALL[{name!r}], path)`"
     remedy = f"get it back with `git checkout -- data/codecs`, or {anew}"

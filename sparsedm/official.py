@@ -67,10 +67,14 @@ OFFICIAL = {row.name: row for row in (
 def _on_hub(row:Official)->bool: return "/" in row.name
 
 # %% ../nbs/21a_official.ipynb #21a00008
-@lru_cache(maxsize=None)
 def shapes_of(preset:str # row of PRESETS
     )->dict: # name → shape, as in a checkpoint
     "The tensors of a network, counted without memory."
+    check(preset=(preset, string))
+    return _shapes_of(preset)
+
+@lru_cache(maxsize=None)
+def _shapes_of(preset):
     with torch.device("meta"): return {name: tuple(w.shape) for name, w in build_model(preset).state_dict().items()}
 
 def official()->pd.DataFrame: # a row for each of OFFICIAL

@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .checks import any_seed, boolean, check, finite_number, instance, optional, whole_number
+from .checks import any_seed, boolean, check, finite_number, instance, one_of, optional, whole_number
 from .conditions import drop_of, told_rows
-from .data import Images, States, batch_states, load_images, to_float
+from .data import Rows, batch_states, load_images, to_float
 from .declare import CODECS, DATASETS, PREPARE
 from .diffusion import draw_times, predict, q_sample
 from .layers import LAYERS
@@ -47,11 +47,11 @@ def _input_rows(layer, x):
 # %% ../nbs/04_one_shot.ipynb #8a186fce
 def check_images(images):
     "`ValueError` unless it is a data set."
-    if isinstance(images, (Images, States)): return
+    if isinstance(images, Rows): return   # also those that stay on the disk
     given = type(images).__name__
-    raise ValueError(f'images must be an Images, such as load_images("digits"), or States; got {given}')
+    raise ValueError(f'images must be Images, such as load_images("digits"), States or Shards; got {given}')
 
-def noisy_batches(images:Images|States, # calibration data
+def noisy_batches(images:Rows, # calibration data
     n:int, # how many of them
     seed:int, # picks images, times and noise
     device="cpu",
@@ -183,7 +183,7 @@ def _write_weights_(model, choose): # choose: name → function of a weight as `
 def one_shot_(model:nn.Module, # trained and dense; changed in place
     pattern="2:4", # N:M pattern, or target → N:M pattern
     method:str="magnitude", # row of ONE_SHOT
-    images:Images|States=None, # calibration data, for wanda and sparsegpt
+    images:Rows=None, # calibration data, for wanda and sparsegpt
     layers:str=None, # row of `layers.LAYERS`, see `sparsify_`
     seed:int=0, # picks images, times and noise
     n:int=256, # calibration images, one time each
@@ -217,7 +217,7 @@ def _check_own_weights(model, names, method):
     raise ValueError(f"two layers share a weight, and {method} sees other inputs in each; untie them")
 
 def _check_one_shot(method, images, damping, calibrate, seed, n, cond):
-    if method not in ONE_SHOT: raise ValueError(f"method must be one of {', '.join(ONE_SHOT)}; got {method!r}")
+    check(method=(method, one_of(ONE_SHOT)))
     if ONE_SHOT[method] and images is None and calibrate is None:
         raise ValueError(f"method {method!r} calibrates on images; pass images=load_images(…), or calibrate=")
     if images is not None and calibrate is not None: raise ValueError("either images or calibrate, not both")

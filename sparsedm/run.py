@@ -313,6 +313,7 @@ def find_run(text:str, # an id, or a name such as "ours-uvit-2of4-s0"
     scale:str="", # row of SCALES; "": all
     )->Run:
     "The run with this id or name; `ValueError` if there is none, or if a name fits several."
+    check(text=(text, string), scale=(scale, string))
     if text in _MADE and scale in ("", _MADE[text].scale): return _MADE[text]
     if not SCALES: load_papers()
     scales = [SCALES.named(scale).name] if scale else list(SCALES)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn, Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from .checkpoints import load_tensors, save_tensors
-from .checks import a_path, any_seed, check, finite_number, instance, optional, tensor, whole_number
+from .checks import a_path, any_seed, check, finite_number, instance, one_of, optional, tensor, whole_number
 from .data import States, load_images, pictures
 from .declare import (CODECS, DATASETS, EXTRACTORS, FAMILIES, LOSSES, PRESETS, PROCESSES, Codec, Dataset,
                               Family)
@@ -193,8 +193,7 @@ def kanji(split:str="train", # "train", "test" or "others"
     most:int=160, # points; characters with more are left out
     )->States: # (N, T, 3) with their mask
     "Chinese characters as sequences."
-    check(most=(most, whole_number(1)))
-    if split not in PARTS: raise ValueError(f"split must be one of {', '.join(PARTS)}; got {split!r}")
+    check(most=(most, whole_number(1)), split=(split, one_of(PARTS)))
     part = [s for i, s in enumerate(_kanji(spacing)) if i % 10 in PARTS[split] and len(s) <= most]
     if not part: raise ValueError(f"no character has at most {most} points")
     return States(*padded(part), "kanji", split)

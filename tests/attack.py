@@ -57,6 +57,7 @@ def readers(folder):
     from sparsedm.execute import do_run, floor
     from sparsedm.files import read_sealed, runs_dir, write_sealed
     from sparsedm.graph import make_plan, read_plan
+    from sparsedm import latent
     from sparsedm.latent import small_autoencoder
     from sparsedm.metrics import evaluate
     from sparsedm.official import read_state
@@ -77,7 +78,7 @@ def readers(folder):
     extractor = folder/"data"/"extractors"/"digits-cnn.safetensors"
     def measured(): return evaluate(data.images[:20], data.images[20:60], metrics=("fid",))["fid"]
     def codec():
-        small_autoencoder.cache_clear()
+        latent._small.cache_clear()
         return small_autoencoder("digits-latent").net
     return {
         "checkpoint of a training": (folder/"train"/"checkpoint.safetensors", load_tensors),

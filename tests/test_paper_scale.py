@@ -90,12 +90,12 @@ def test_from_files_and_captions_to_a_sparse_network_that_is_told_them(home):
     torch.save(published.state_dict(), home/"data"/"published.pth")
     assert lacking("toy-coco") == []
 
-    dense, ours = (make_run("toy-coco", m) for m in ("dense", "ours"))
+    dense, ours, one_shot = (make_run("toy-coco", m) for m in ("dense", "ours", "sparsegpt"))
     assert (dense.steps, ours.betas) == (0, [.9, .9])
     record = do_run(dense)
     assert torch.equal(load_start(ours).state_dict()["context_embed.weight"], published.state_dict()["context_embed.weight"])
     found = do_run(ours)
-    assert found["kept"] < found["params"] and found["metrics"]["dense_mse"] > 0
+    for r in (found, do_run(one_shot)): assert r["kept"] < r["params"] and r["metrics"]["dense_mse"] > 0
     reference = pictures(load_images("toy-coco", "test"))
     for r in (record, found): assert r["metrics"]["reference_sha"] == reference.sha and r["metrics"]["n_reference"] == 24
     shards = load_images("toy-coco", "test")   # samples are told what the images they are compared with are told
