@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Lock
 import numpy as np, torch
 from torch import Tensor
-from .checks import check, optional, tensor, whole_number
+from .checks import a_function, a_shape, check, instance, optional, shown, string, tensor, whole_number
 from .declare import CODECS, DATASETS, Codec, Dataset
 from .diffusion import to_uint8
 from .files import data_dir, not_data
@@ -372,10 +372,22 @@ class RealImages:
     read:Callable   # (range) → (n, C, H, W)
     dtype = torch.uint8
 
+    def __post_init__(self):
+        check(shape=(self.shape, a_shape), sha=(self.sha, string), read=(self.read, a_function))
+        if len(self.shape) != 4: raise ValueError(f"shape must be (N, C, H, W); got {self.shape}")
+
+
     def __len__(self): return self.shape[0]
-    def __getitem__(self, part:slice)->Tensor: return self.read(range(*part.indices(len(self))))
+    def __getitem__(self, part:slice)->Tensor:
+        check(part=(part, instance(slice)))
+        wanted = range(*part.indices(len(self)))
+        found, shape = self.read(wanted), (len(wanted), *self.shape[1:])
+        if isinstance(found, Tensor) and found.dtype == torch.uint8 and tuple(found.shape) == shape: return found
+        raise ValueError(f"read must give uint8 {shape}; got {shown(found)}")
+
     def dim(self)->int: return len(self.shape)
 
+# %% ../nbs/24_data.ipynb #633a506b
 _DRAWN = {}   # pictures of states, by checksum: each is drawn once in a process
 
 def pictures(data:Rows)->Tensor|RealImages: # (N, C, H, W) uint8

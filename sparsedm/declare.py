@@ -14,7 +14,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from importlib.util import find_spec
-from .checks import Rule, a_function, check, instance, mapping, one_of, plain_name, string, whole_number
+from .checks import (Rule, a_function, adam_betas, boolean, check, finite_number, instance, jsonable, mapping,
+                             one_of, optional, plain_name, several, string, whole_number)
 
 # %% ../nbs/29_declare.ipynb #f0dc80ce
 def load_papers():
@@ -97,7 +98,12 @@ class Dataset:
     reference:str = "train"      # the split that samples are compared with
     fid_samples:int = 0          # that its FID is usually of; 0: there is no usage
 
-    def __post_init__(self): check(name=(self.name, plain_name), load=(self.load, a_function))
+    def __post_init__(self):
+        check(name=(self.name, plain_name), load=(self.load, a_function), splits=(self.splits, several(plain_name, 1)),
+              flip=(self.flip, boolean), tiny=(self.tiny, boolean), codec=(self.codec, string),
+              cond=(self.cond, optional(a_function)), real=(self.real, optional(a_function)),
+              fid_samples=(self.fid_samples, whole_number()))
+        check(reference=(self.reference, one_of(self.splits)))
 
 # %% ../nbs/29_declare.ipynb #8f76eefd
 @dataclass(frozen=True)
@@ -131,6 +137,10 @@ class Hook:
     make:Callable                # (run, folder) → a training hook, see `27_training`
     when:Callable = None         # run → is it for this run?; None: for methods that name it in their `hooks`
     options:dict = field(default_factory=dict)   # what it reads in a run's `options` → its rule, see `28b_checks`
+
+    def __post_init__(self):
+        check(name=(self.name, plain_name), make=(self.make, a_function), when=(self.when, optional(a_function)),
+              options=(self.options, mapping(plain_name, instance(Rule))))
 
     def acts(self, run)->bool: # on a run?
         return bool(self.when(run)) if self.when else self.name in METHODS.named(run.method).hooks
@@ -180,6 +190,12 @@ class Recipe:
     cooldown:float = 0.          # last share of the steps, over which the learning rate falls to 0
     betas:tuple = (.99, .999)    # of AdamW
 
+    def __post_init__(self):
+        check(steps=(self.steps, whole_number()), batch_size=(self.batch_size, whole_number(1)),
+              lr=(self.lr, finite_number(above=0)), warmup=(self.warmup, whole_number()),
+              ema=(self.ema, finite_number(0, below=1)), cooldown=(self.cooldown, finite_number(0, 1)),
+              betas=(self.betas, adam_betas))
+
 @dataclass(frozen=True)
 class Measure:
     "How a model is measured."
@@ -188,6 +204,11 @@ class Measure:
     sampler:str                  # row of SAMPLERS
     sampler_steps:int            # network evaluations per image
     points:int = 0               # evaluations along a learning curve
+
+    def __post_init__(self):
+        check(extractor=(self.extractor, string), n_samples=(self.n_samples, whole_number(2)),
+              sampler=(self.sampler, string), sampler_steps=(self.sampler_steps, whole_number(1)),
+              points=(self.points, whole_number()))
 
 # %% ../nbs/29_declare.ipynb #7530baa9
 @dataclass(frozen=True)
@@ -206,10 +227,19 @@ class Net:
     published:str = ""           # its dense model, as `official.load_official` takes it; "": it is trained
     source:str = ""              # whose settings these are
 
+    def __post_init__(self):
+        check(model=(self.model, string), recipe=(self.recipe, instance(Recipe)),
+              tune=(self.tune, optional(instance(Recipe))), variants=(self.variants, mapping(plain_name, string)),
+              layers=(self.layers, string), data=(self.data, string),
+              measure=(self.measure, optional(instance(Measure))),
+              options=(self.options, jsonable), gpus=(self.gpus, whole_number(1)), shard=(self.shard, boolean),
+              published=(self.published, string), source=(self.source, string))
+
 # %% ../nbs/29_declare.ipynb #29scale0
 def _are_seeds(v): return isinstance(v, tuple) and len(set(v)) == len(v) > 0 and all(map(whole_number().fine, v))
 _SEEDS = Rule("a tuple of different whole numbers from 0", _are_seeds)
 
+# %% ../nbs/29_declare.ipynb #6aa17bd0
 @dataclass(frozen=True)
 class Scale:
     "A size of everything."
@@ -227,7 +257,9 @@ class Scale:
 
     def __post_init__(self):
         check(name=(self.name, plain_name), nets=(self.nets, mapping(plain_name, instance(Net))),
-              seeds=(self.seeds, _SEEDS), measure=(self.measure, instance(Measure)))
+              seeds=(self.seeds, _SEEDS), measure=(self.measure, instance(Measure)),
+              tables=(self.tables, several(plain_name)), fewer=(self.fewer, mapping(plain_name, whole_number(1))),
+              part_of=(self.part_of, string))
         check(starts=(self.starts, whole_number(0, len(self.seeds))))
 
 SCALES = Registry("scale", "Scale", of_papers=True)
@@ -235,8 +267,8 @@ SCALES = Registry("scale", "Scale", of_papers=True)
 def scales_of(name:str)->list: # of a scale, or of several that are made together; their names
     "`ValueError` for a name that is neither."
     load_papers()
-    together = [scale.name for scale in SCALES.values() if name and scale.part_of == name]
-    return together or [SCALES.named(name).name]
+    together = [scale.name for scale in SCALES.values() if isinstance(name, str) and scale.part_of == name != ""]
+    return together if together and name not in SCALES else [SCALES.named(name).name]
 
 # %% ../nbs/29_declare.ipynb #11f71be9
 @dataclass(frozen=True)

@@ -62,8 +62,11 @@ def deal(runs:list, fewest:int, most:int)->list: # of lists
 
 # %% ../nbs/33_graph.ipynb #d99ef1b9
 def gpus_of(run:Run)->int: # that its job asks for; none where a GPU does not pay
-    return 0 if DATASETS.named(run.data).tiny else SCALES.named(run.scale).nets[run.backbone].gpus
+    if DATASETS.named(run.data).tiny: return 0
+    most = SCALES.named(run.scale).nets[run.backbone].gpus
+    return most if run.steps else min(most, 1)   # one of them measures
 
+# %% ../nbs/33_graph.ipynb #a25321cb
 def _batch(number, runs, after):
     name, there = f"{number:02d}-{text_sha(' '.join(r.id for r in runs))}", torch.cuda.device_count()
     asked = max(map(gpus_of, runs))
@@ -132,7 +135,7 @@ def why_draw(scale:str, # row of SCALES
     runs, last = runs_of(scale, table.name), executed(scale, table)
     lacking = without_record(runs)
     if lacking: return f"{len(lacking)} of {len(runs)} records are missing, such as {lacking[0].id}"
-    if not last.is_file(): return "it was not drawn yet"
+    if not last.is_file(): return "it was not drawn here yet"
     is_there = lambda path: path.is_file() and path.stat().st_size > 0
     gone = [name for name in table.names if not is_there(figures_dir(scale)/name)]
     if gone: return f"figures/{scale}/{gone[0]} is missing or empty"
@@ -292,8 +295,9 @@ def cost_of(runs:list, cores:int=2)->str: # in words
         seconds, units = seconds + took["train"] + took["evaluate"], units + work(r)
     per_unit = seconds / units if units else .038   # of the demo, on two slow cores
     minutes = sum(map(work, runs)) * per_unit / 60 / cores
-    guess = "" if units or DATASETS.named(runs[0].data).tiny else " on a CPU; one GPU is many times faster"
-    return f"about {max(minutes, 1):,.0f} minutes with {cores} processes{guess}"
+    if not units and any(map(gpus_of, runs)):
+        return f"python -m sparsedm plan --scale {runs[0].scale} says about how long they take"
+    return f"about {max(minutes, 1):,.0f} minutes with {cores} processes"
 
 # %% ../nbs/33_graph.ipynb #9e7a5bf5
 def _check_done(todo, process, said, why):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INCEPTION_URL', 'INCEPTION_SHA', 'LITE0_SHA', 'COMPARED', 'DIRECTIONS', 'METRICS', 'KEEP_FROM', 'frechet_distance',
            'Extractor', 'DigitsCNN', 'FashionCNN', 'repeatable', 'train_digits_cnn', 'train_fashion_cnn',
-           'EfficientNetLite0', 'Features', 'Metric', 'reference_features', 'evaluate', 'score_floor',
+           'inception_path', 'EfficientNetLite0', 'Features', 'Metric', 'reference_features', 'evaluate', 'score_floor',
            'paired_distance']
 
 # %% ../nbs/25_metrics.ipynb #f64c0275
@@ -194,9 +194,12 @@ INCEPTION_URL = ("https://github.com/toshas/torch-fidelity/releases/download/v0.
                  "weights-inception-2015-12-05-6726825d.pth")
 INCEPTION_SHA = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
+def inception_path()->Path: # of its weights, whether they are there or not
+    return Path(torch.hub.get_dir())/"checkpoints"/Path(INCEPTION_URL).name
+
 def _inception_weights():
     "torch-fidelity's Inception-v3 in torch's hub cache, downloaded when missing."
-    path = Path(torch.hub.get_dir())/"checkpoints"/Path(INCEPTION_URL).name
+    path = inception_path()
     if path.exists(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try: torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_SHA, progress=False)

@@ -8,20 +8,24 @@ __all__ = ['ASSUMED', 'ASSUMED_CORE', 'AT_A_TIME', 'network_cost', 'Cost', 'cost
 
 # %% ../nbs/37_overview.ipynb #afb4da16
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
-from .declare import DATASETS, METHODS, PRESETS, scales_of
+from .declare import DATASETS, EXTRACTORS, METHODS, PRESETS, scales_of
 from .graph import gpus_of, make_plan, to_do, to_draw, workers
 from .checks import check, string, whole_number
 from .data import load_images
+from .metrics import INCEPTION_URL, inception_path
 from .models import build_model, model_input
 from .official import find_official
 from .prepare import PREPARED, folder_of
-from .records import has_record, model_path, read_records, run_folder, why_missing
+from .records import has_record, model_path, read_record, read_records, run_folder, why_missing
 from .run import Run, a_run, runs_of
+from .sources import open_source
 
 # %% ../nbs/37_overview.ipynb #8f812818
 def network_cost(preset:str # row of PRESETS
@@ -82,11 +86,34 @@ def _trained(run): # also where its model is there by now
     return run.steps * run.batch_size * (3 + bool(run.lambda_teacher)) * network_cost(run.model)[0]
 
 # %% ../nbs/37_overview.ipynb #37lack02
+@contextmanager
+def _offline(): # a plan fetches nothing
+    import datasets
+    places = constants, datasets.config
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places: place.HF_HUB_OFFLINE = True
+    try: yield
+    finally:
+        for place, was in zip(places, before): place.HF_HUB_OFFLINE = was
+
 def _data_lacking(name, splits):
-    if name not in PREPARED: return _said(lambda: load_images(name))
+    if name not in PREPARED:
+        with _offline(): return _said(lambda: load_images(name))
     row, made = PREPARED[name], "python -m sparsedm.prepare"
     parts = [split for split in splits if not (folder_of(row, split)/"index.json").is_file()]
-    return [f"data set {name}, {split}: {made} {name} --split {split} (from {row.source!r})" for split in parts]
+    said = [f"data set {name}, {split}: {made} {name} --split {split}" for split in parts]
+    return said + [words for split in splits for words in _said(lambda: open_source(row.source, row.splits[split]))]
+
+def _weights_lacking(extractor):
+    path, row = inception_path(), EXTRACTORS.named(extractor)
+    if row.fidelity != "inception-v3-compat" or path.is_file(): return []
+    return [f"weights of the metric: {INCEPTION_URL} as {path} (fetched at first use where there is a network)"]
+
+# %% ../nbs/37_overview.ipynb #59f8dc1a
+def _hub_lacking(name): # published on the Hub, and not in its cache
+    if find_official(name).__class__ is not str: return []
+    parts = [try_to_load_from_cache(name, "config.json"), try_to_load_from_cache(name, "unet/config.json")]
+    return [] if any(map(bool, parts)) else [f"{name} of the Hub: hf download {name} (fetched at first use)"]
 
 def _said(attempt): # what it lacks
     try: attempt()
@@ -100,7 +127,8 @@ def lacking(scale:str # row of SCALES
     data = {r.data: {"train", DATASETS.named(r.data).reference, *DATASETS.named(r.data).splits} for r in todo}
     published = dict.fromkeys(r.options["published"] for r in todo if "published" in r.options)
     said = [words for name, splits in data.items() for words in _data_lacking(name, sorted(splits))]
-    return said + [words for name in published for words in _said(lambda: find_official(name))]
+    for name in published: said += _said(lambda: find_official(name)) or _hub_lacking(name)
+    return list(dict.fromkeys(said + [words for r in todo for words in _weights_lacking(r.extractor)]))
 
 # %% ../nbs/37_overview.ipynb #2b60adc9
 def _rows(runs):
@@ -119,8 +147,9 @@ def _hours(cost, gpus, rate): # of one run; its GPUs train together, and one of 
     return (cost.training / gpus + cost.measuring) / rate / 3600
 
 def _page(scale):
-    todo, rate = to_do(runs_of(scale)), measured_rate(scale)
-    if not todo: return f"scale {scale}: every run has a record"
+    runs = runs_of(scale)
+    todo, rate = to_do(runs), measured_rate(scale)
+    if not todo: return f"scale {scale}: {'every run has a record' if runs else 'it has no runs'}"
     unit = "GPU-hours" if gpus_of(todo[0]) else "core-hours"
     assumed = ASSUMED if unit == "GPU-hours" else ASSUMED_CORE
     basis = "as fast as its records were" if rate else f"{assumed / 1e9:,.0f} GFLOP/s each, an assumption"
@@ -141,16 +170,21 @@ def _totals(scale, todo, hours, unit):
     costs, jobs = list(map(cost_of_run, todo)), make_plan(todo, workers(scale))
     largest = sorted((c.while_training for c in costs), reverse=True)[:AT_A_TIME]
     missing = lacking(scale)
-    return [f"{len(jobs)} jobs, {hours:,.1f} {unit}.",
-            *(["Missing here:", *(f"- {words}" for words in missing)] if missing else ["All that they need is here."]),
+    flops = sum(c.training + c.measuring for c in costs)
+    slow = f" (On one core, {flops / ASSUMED_CORE / 3600:,.0f} hours.)" if unit == "GPU-hours" else ""
+    return [f"{len(jobs)} jobs, {hours:,.1f} {unit}.{slow}",
+            "Missing here:" if missing else "Nothing that they need is missing.", *(f"- {words}" for words in missing),
             f"Disk: {sum(c.disk for c in costs) / 1e9:,.1f} GB stay in runs/{scale}, and checkpoints of up to "
-            f"{sum(largest) / 1e9:,.1f} GB while {AT_A_TIME} jobs train; data sets and their features come to that.",
+            f"{sum(largest) / 1e9:,.1f} GB while {min(AT_A_TIME, len(jobs))} jobs train; and the data sets.",
             f"Start them with `python -m sparsedm.experiments {scale}` here, or with --profile profiles/slurm."]
 
 # %% ../nbs/37_overview.ipynb #324e0692
 def _state(run):
     "(kind, words) of a run."
-    if has_record(run): return "done", ""
+    if has_record(run):
+        try: read_record(run)
+        except (ValueError, OSError) as e: return "failed", str(e)
+        return "done", ""
     if why := why_missing(run): return "failed", why.splitlines()[-1]
     checkpoint = run_folder(run)/"checkpoint.safetensors"
     if checkpoint.is_file(): return "begun", f"step {_step_of(checkpoint):,} of {run.steps:,}"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from .checkpoints import load_tensors, save_tensors, tensors_sha
 from .checks import (a_function, a_path, boolean, check, finite_number, instance, mapping, one_of, optional,
-                             plain_name, string, usable_device, whole_number)
+                             plain_name, several, string, usable_device, whole_number)
 from .data import RealImages, load_images, to_float
 from .declare import CODECS, CONDITIONS, DATASETS, Codec, Condition, Dataset, Registry
 from .files import shards_dir, text_sha
@@ -137,7 +137,9 @@ class Prepared:
     def __post_init__(self):
         check(name=(self.name, plain_name), source=(self.source, one_of(SOURCES)), size=(self.size, whole_number(1)),
               splits=(self.splits, mapping(plain_name, string, 1)), make=(self.make, a_function),
-              codec=(self.codec, one_of(CODECS)), flip=(self.flip, boolean), batch=(self.batch, whole_number(1)))
+              codec=(self.codec, one_of(CODECS)), flip=(self.flip, boolean), batch=(self.batch, whole_number(1)),
+              reference=(self.reference, one_of(self.splits)), fid_samples=(self.fid_samples, whole_number()))
+        check(splits=(tuple(self.splits.values()), several(one_of(SOURCES.named(self.source).counts))))
         if self.text != "": check(text=(self.text, a_path))
 
 PREPARED = Registry("prepared data set", "Prepared")
@@ -174,10 +176,10 @@ def _real(split, name): # what is decoded are the source's own images, not what 
 
 def declare(row:Prepared)->None:
     "Make a data set known."
-    PREPARED.add(row)
     facts = dict(flip=row.flip, codec=row.codec, reference=row.reference, fid_samples=row.fid_samples)
     load, real = partial(_load, name=row.name), partial(_real, name=row.name)
     DATASETS.add(Dataset(row.name, load, tuple(row.splits), real=real, **facts))
+    PREPARED.add(row)
 
 # %% ../nbs/24c_prepare.ipynb #24c0000e
 def prepare(name:str, # row of PREPARED
@@ -239,7 +241,8 @@ def _encoded(images, **codec): return load_autoencoder(**codec).encode(images)
 def add_codec(name:str, # of the codec
     autoencoder:str, subfolder:str="", factor:float=None)->None: # as `load_autoencoder` takes them
     "Make a pretrained autoencoder known as a codec; it is opened when it is first asked."
-    check(name=(name, plain_name), autoencoder=(autoencoder, a_path), subfolder=(subfolder, string))
+    check(name=(name, plain_name), autoencoder=(autoencoder, a_path), subfolder=(subfolder, string),
+          factor=(factor, optional(finite_number(above=0))))
     given = dict(name=autoencoder, subfolder=subfolder, factor=factor)
     CODECS.add(Codec(name, partial(_encoded, **given), partial(_decoded, **given)))
 

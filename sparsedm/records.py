@@ -20,7 +20,7 @@ from .checks import check
 from .declare import KEPT
 from .files import (checkpoints_dir, file_sha, read_json, read_sealed, records_dir, root, runs_dir, speed_dir,
                             write_sealed)
-from .run import ADDED, Run, a_run, several_runs
+from .run import ADDED, MEASURED, Run, a_run, several_runs
 from .training import precision
 
 # %% ../nbs/31_records.ipynb #84e1d0ab
@@ -63,7 +63,7 @@ def why_missing(run:Run)->str: # the last error of the run, or ""
 
 # %% ../nbs/31_records.ipynb #2be72049
 REQUIRED = {
-    "metrics": ("fid", "kid", "precision", "recall", "fid_floor", "n_samples", "n_reference"),
+    "metrics": MEASURED,
     "macs":    ("dense", "paper", "code", "attention", "attention_code"),
     "seconds": ("train", "evaluate"),
 }
