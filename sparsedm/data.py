@@ -392,6 +392,7 @@ _DRAWN = {}   # pictures of states, by checksum: each is drawn once in a process
 
 def pictures(data:Rows)->Tensor|RealImages: # (N, C, H, W) uint8
     "Images as they are; states as the codec of their data set draws them, or as the data set has them."
+    check(data=(data, instance(Rows)))
     if isinstance(data, Images): return data.images
     if real := DATASETS.named(data.name).real: return real(data.split)
     if data.sha not in _DRAWN:

@@ -65,6 +65,7 @@ def plain(model:nn.Module # dense or sparse
 # %% ../nbs/32_execute.ipynb #e7c458a4
 NOISE_SEEDS = 10**6   # from one seed to the next
 
+def _real(run): return pictures(load_images(run.data, DATASETS.named(run.data).reference))   # to compare samples with
 def codec_of(run:Run): return CODECS.named(DATASETS.named(run.data).codec)
 def state_shape(run:Run)->tuple: # of one state
     return tuple(batch_states(load_images(run.data), torch.tensor([0]), codec_of(run).encode)[0].shape[1:])
@@ -159,7 +160,7 @@ class Curve:
     def attach(self, model, optimizer, ema): self.ema = ema
     def after_step(self, step):
         if step not in self.at: return
-        net, real = plain(self.ema), pictures(load_images(self.run.data))
+        net, real = plain(self.ema), _real(self.run)
         images = draw(net, self.run, max(self.run.n_samples // 2, 1))
         score = evaluate(images, real, self.run.extractor, ("fid",), device=device_name())
         loss = dict(loss=statistics.fmean(loss_by_time(net, self.run, noises=1))) if has_held_out(self.run) else {}
@@ -355,7 +356,7 @@ def execute_evaluation(run:Run, # what was done
     ): # (uint8 samples, metrics, MACs, loss at each of TIMES, seconds)
     "Sample and measure."
     began, net = time.perf_counter(), plain(model).to(device_name())
-    real = pictures(load_images(run.data, DATASETS.named(run.data).reference))
+    real = _real(run)
     images = draw(net, run, run.n_samples)
     drawn = time.perf_counter() - began
     scores = evaluate(images, real, run.extractor, device=device_name())

@@ -23,8 +23,8 @@ from accelerate.utils import gather_object
 from torch import nn, Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
-from .checks import (Rule, a_function, adam_betas, boolean, check, finite_number, instance, one_of, optional,
-                             shown, whole_number)
+from .checks import (Rule, a_function, a_path, adam_betas, boolean, check, finite_number, instance, one_of,
+                             optional, shown, whole_number)
 from .checkpoints import describe, load_state, load_tensors, save_tensors, tensors_sha
 from .data import Images, Rows, States, batch_indices, batch_states, fingerprint, random_flip, to_float
 from .declare import LOSSES
@@ -486,6 +486,7 @@ def train(model:nn.Module, # trained in place, sparse or not; any that `diffusio
     shard:bool=False, # does each of several processes keep only a share of the weights?
     )->tuple: # (EMA model on its device in eval mode, DataFrame of step and loss; .attrs["seconds"] counts all parts)
     "Train or resume; on a CPU a resumed run ends bit for bit where an unbroken one ends."
+    check(folder=(folder, optional(a_path)))
     _check_asked(model, images, cfg, hooks, loss_fn, cond, drop, save_every=save_every, log_every=log_every)
     acc, folder = _checked_start(model, cfg, images, cond), Path(folder) if folder else None
     shard = _checked_shard(shard, hooks) and acc.num_processes > 1

@@ -7,7 +7,7 @@ __all__ = ['TOLERANCE', 'EVIDENCE', 'GREEN', 'RED', 'Compared', 'compared', 'kep
            'badge', 'verified', 'parser', 'main']
 
 # %% ../nbs/38_verify.ipynb #38v00003
-import argparse, os, random, re, shutil, sys, time
+import argparse, math, os, random, re, shutil, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest.mock import patch
 import torch
 from tqdm.auto import tqdm
-from .checks import boolean, check, instance, several, string, whole_number
+from .checks import Rule, boolean, check, instance, several, string, whole_number
 from .declare import SCALES, load_papers
 from .execute import do_run
 from .files import data_dir, figures_dir, read_sealed, records_dir, root, runs_dir, write_sealed, write_text
@@ -37,13 +37,17 @@ class Compared:
     def equal(self)->bool: return all(kept == now for kept, now in self.numbers.values())   # to the bit
     def off(self, metric:str)->float: # share of the kept value
         kept, now = self.numbers[metric]
+        if not kept: return 0. if now == kept else math.inf
         return abs(now - kept) / abs(kept)
 
     @property
     def within(self)->bool: return all(self.off(metric) <= TOLERANCE[metric] for metric in self.numbers)
 
+_A_RECORD = Rule("a record", lambda v: isinstance(v, dict) and isinstance(v.get("metrics"), dict))
+
 def compared(run:Run, kept:dict, now:dict)->Compared: # two records of it
     "`ValueError` if they share no number of TOLERANCE."
+    check(run=(run, a_run), kept=(kept, _A_RECORD), now=(now, _A_RECORD))
     was, found = kept["metrics"], now["metrics"]
     if lost := [k for k in TOLERANCE if k in was and k not in found]:
         raise ValueError(f"{run.id}: {', '.join(lost)} is in the kept record and was not measured now")
