@@ -104,10 +104,10 @@ def pick(rows:pd.DataFrame, # a row per record
 # %% ../nbs/34_figures.ipynb #3da4933e
 def samples_said(df:pd.DataFrame # with a column n_samples, and perhaps data
     )->str: # such as "512 samples"
-    "How many samples; of how many, where the metric of these data is usually of more."
+    "How many samples; of how many, where an FID of these data is usually of more."
     n, data = df.n_samples.iloc[0], df.data.unique() if "data" in df else ()
     usual = max((DATASETS[name].fid_samples for name in data if name in DATASETS), default=0)
-    return f"{n:,} of the usual {usual:,} samples" if n < usual else f"{n:,} samples"
+    return f"{n:,} of {usual:,} samples" if n < usual else f"{n:,} samples"
 
 def metric_label(df:pd.DataFrame, # with columns extractor and n_samples, and perhaps data
     metric:str="FID", # what stands before the parenthesis
@@ -143,8 +143,9 @@ def how_measured(rows:pd.DataFrame)->str: # a row per record
     "The note under a table of metrics: extractor, samples, sampler, reference, seeds, floor."
     first, seeds = rows.iloc[0], number_of(rows.seed.nunique(), "seed")
     samples = f"{samples_said(rows)} ({first.sampler}, EMA weights) against {first.n_reference:,} real images"
+    few = " Usual are more samples: an FID is the higher the fewer there are." if " of " in samples_said(rows) else ""
     return (f"FID, KID, precision and recall: extractor {first.extractor}, {samples}; mean ± standard deviation "
-            f"over {seeds}. Real images against other real images have FID {rows.fid_floor.mean():.2f}.")
+            f"over {seeds}. Real images against other real images have FID {rows.fid_floor.mean():.2f}.{few}")
 
 # %% ../nbs/34_figures.ipynb #5ee91848
 def _drawable(df, columns, what):

@@ -162,7 +162,8 @@ def _decode(states, name): return small_autoencoder(name).decode(states)
 for row in SMALL.values():
     CODECS.add(Codec(row.name, partial(_encode, name=row.name), partial(_decode, name=row.name)))
     pixels = DATASETS.named(row.data)
-    DATASETS.add(Dataset(row.name, pixels.load, pixels.splits, pixels.takes, tiny=pixels.tiny, codec=row.name))
+    same = dict(tiny=pixels.tiny, reference=pixels.reference, fid_samples=pixels.fid_samples)
+    DATASETS.add(Dataset(row.name, pixels.load, pixels.splits, pixels.takes, codec=row.name, **same))
 
 # %% ../nbs/23_latent.ipynb #23l00011
 class LatentUNet(UNet):
