@@ -170,8 +170,8 @@ def _totals(scale, todo, hours, unit):
     costs, jobs = list(map(cost_of_run, todo)), make_plan(todo, workers(scale))
     largest = sorted((c.while_training for c in costs), reverse=True)[:AT_A_TIME]
     missing = lacking(scale)
-    flops = sum(c.training + c.measuring for c in costs)
-    slow = f" (On one core, {flops / ASSUMED_CORE / 3600:,.0f} hours.)" if unit == "GPU-hours" else ""
+    on_core = sum(c.training + c.measuring for c in costs) / ASSUMED_CORE / 3600
+    slow = f" (On one core, {on_core:,.0f} hours.)" if unit == "GPU-hours" and on_core < 1e4 else ""
     return [f"{len(jobs)} jobs, {hours:,.1f} {unit}.{slow}",
             "Missing here:" if missing else "Nothing that they need is missing.", *(f"- {words}" for words in missing),
             f"Disk: {sum(c.disk for c in costs) / 1e9:,.1f} GB stay in runs/{scale}, and checkpoints of up to "
