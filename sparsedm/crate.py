@@ -57,7 +57,8 @@ def _done(crate, run, tool):
     action = _entity(crate, f"#{run.id}", "CreateAction", actionStatus=_COMPLETED, **facts)
     before = [find_run(i, run.scale) for i in dict.fromkeys((run.start, run.teacher)) if i]
     action["instrument"], action["result"] = tool, [_file(crate, path, name=f"record of {run.id}")]
-    brought = [kept_path(r) for r in before if kept_path(r).is_file()]
+    trained = [*before, *([run] if run.pretrained else [])]
+    brought = [kept_path(r) for r in trained if kept_path(r).is_file()]
     action["object"] = [_file(crate, path) for path in [*(record_path(r) for r in before if has_record(r)), *brought]]
     return action
 
@@ -121,7 +122,7 @@ def write_crate(scale:str, # row of SCALES
     check(folder=(folder, a_path))
     name, folder = _one_scale(scale), Path(os.path.expanduser(folder))
     if folder.exists(): raise FileExistsError(f"{folder} is there already; give another folder")
-    crate = ROCrate()
+    crate = ROCrate(version="1.1")   # which the profiles build on
     actions, tools = _actions(crate, name)
     if not actions: raise ValueError(f"scale {name} has neither records nor figures yet")
     crate.name, crate.description = f"sparsedm, scale {name}", f"Records, tables and figures of scale {name}"
