@@ -2,13 +2,15 @@
 import inspect
 import pytest
 from sparsedm import conditions, diff_pruning, diffusion, dynamic, execute, metrics, no_data, one_shot
-from sparsedm import pairs, progressive, run, shards, ste, training, transfer, verdicts
+from sparsedm import overview, pairs, progressive, run, shards, ste, training, transfer, verdicts, verify
 
 RECIPE = dict(batch_size=128, lr=2e-4, warmup=2500, weight_decay=.03, ema=.9999, cooldown=0., decay="gradient", loss_scale=1.)
 SPARSE = dict(pattern="2:4", estimator="improved", lambda_w=2e-4)
 TAYLOR = dict(n=64, seed=0, threshold=.05, process="vp")
 DEFAULTS = {
     training.TrainConfig: RECIPE | dict(betas=(.99, .999), flip=False, seed=0, compile=False, process="vp"),
+    verify.verify: dict(n=4, seed=0, scales=("evidence-digits",)), verify.made_again: dict(progress=False),
+    verify.kept_runs: dict(scales=("evidence-digits",)), overview.status_page: dict(most=10),
     training.train: dict(hooks=(), save_every=500, log_every=20, progress=True, shard=False),
     run.Run: RECIPE | dict(
         start="", teacher="", pattern="", estimator="", layers="paper", one_shot="", schedule="", released=False, lambda_w=2e-4,
