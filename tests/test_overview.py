@@ -119,7 +119,8 @@ def test_a_status_tells_the_kinds_apart(home):
     assert page.splitlines()[0] == f"scale smoke: 1 done, 2 begun, 2 failed, {left} missing"
     assert f"- {begun.id}: begun, step 3 of 6" in page and f"- {trained.id}: begun, trained, not measured" in page
     assert f"- {failed.id}: failed, RuntimeError: no luck" in page and f"- {damaged.id}: failed, " in page
-    assert f"- … and {left - 2} more missing" in page and "18 tables and figures to draw" in page and "- … and 16 more" in page
+    assert f"- … and {left - 2} more missing" in page
+    assert "18 tables and figures to draw" in page and "- … and 16 more" in page
     assert "more" not in status_page("smoke", most=99)
 
 
@@ -173,3 +174,30 @@ def test_the_tolerances_and_the_badge():
         '<g fill="#fff" font-family="Verdana, DejaVu Sans, sans-serif" font-size="11">\n'
         '<text x="68.0" y="14" text-anchor="middle">records made again</text>'
         '<text x="164.0" y="14" text-anchor="middle">1 of 2</text></g></svg>\n')
+
+
+KEPT = dict(metrics=dict(fid=1.))
+REFUSED = [
+    ("scales must be a list or tuple", lambda: kept_runs("smoke")), ("unknown scale 'nosuch'", lambda: kept_runs(["nosuch"])),
+    ("run must be", lambda: verify.compared("x", KEPT, KEPT)),
+    ("kept must be a record", lambda: verify.compared(SMALL, {}, KEPT)),
+    ("now must be a record", lambda: verify.compared(SMALL, KEPT, None)), ("run must be", lambda: made_again("x")),
+    ("n must be a whole number from 1", lambda: verify.verify(0)), ("seed must be a whole number", lambda: verify.verify(1, -1)),
+    ("found must be a list or tuple, not empty", lambda: badge([])), ("preset must be a text", lambda: network_cost(["smoke"])),
+    ("run must be", lambda: cost_of_run("x")), ("most must be a whole number", lambda: status_page("smoke", most=-1)),
+    ("unknown scale 'nosuch'", lambda: plan_page("nosuch")),
+]
+
+
+@pytest.mark.parametrize("says, call", REFUSED)
+def test_wrong_calls_name_what_is_wrong(says, call):
+    with pytest.raises(ValueError, match=says): call()
+
+
+def test_an_interrupted_comparison_says_how_to_go_on(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["verify", "--seed", "7"])
+    stopped = pytest.raises(SystemExit, match="with --seed 7 it goes on")
+    with patch.object(verify, "verify", side_effect=KeyboardInterrupt), stopped: verify.main()
+    found = [Compared("x", "smoke", dict(fid=(1., 2.)))]
+    with patch.object(verify, "verify", return_value=found) as asked, pytest.raises(SystemExit) as end: verify.main()
+    assert end.value.code == 1 and asked.call_args.args == (4, 7, ("evidence-digits",))
