@@ -246,11 +246,11 @@ def make_run(scale:str, # row of SCALES
     check_fields(dict(seed=seed, pattern=pattern, backbone=backbone, **changes))
     net = _net(where, backbone)
     dense = _dense(where, net, backbone, _start_of(where, seed))
-    changes["options"] = {**net.options, **how.options, **changes.get("options", {})}
-    if how.name == dense.method and net.published:
-        return replace(dense, **{**changes, "seed": seed, "options": {**dense.options, **changes["options"]}})
     alone = how.training in ("scratch", "sparse") or how.variant
-    if alone: return _from_scratch(where, how, net, _trained(dense, net), seed, changes)
+    base = dense if how.name == dense.method else _trained(dense, net)
+    options = base.options if alone else net.options
+    changes["options"] = {**options, **how.options, **changes.get("options", {})}
+    if alone: return _from_scratch(where, how, net, base, seed, changes)
     return _from_dense(where, net, how, dense, seed, pattern, changes)
 
 # %% ../nbs/30_run.ipynb #102dc29b

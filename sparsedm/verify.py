@@ -11,14 +11,14 @@ import argparse, math, os, random, re, shutil, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from unittest.mock import patch
 import torch
 from tqdm.auto import tqdm
 from .checks import Rule, boolean, check, instance, several, string, whole_number
 from .declare import SCALES, load_papers
 from .execute import do_run
-from .files import data_dir, figures_dir, read_sealed, records_dir, root, runs_dir, write_sealed, write_text
+from .files import (data_dir, figures_dir, fresh_root, read_sealed, records_dir, runs_dir, write_sealed,
+                            write_text)
 from .graph import to_do
 from .records import environment, has_record, read_record, record_path, run_folder
 from .run import Run, a_run, runs_of
@@ -66,14 +66,7 @@ def kept_runs(scales=EVIDENCE # rows of SCALES
     done = [run for scale in dict.fromkeys(scales) for run in runs_of(SCALES.named(scale).name) if has_record(run)]
     return [run for run in done if read_record(run)["environment"]["device"].split()[0] == here]
 
-def _own_root():
-    "A root that shares what is brought, and nothing that was made."
-    folder = runs_dir("verify")
-    (folder/"data").mkdir(parents=True, exist_ok=True)
-    for name in ("Snakefile", "settings.ini"): (folder/name).touch()
-    brought = [Path("nbs"), *(Path("data")/name for name in ("checkpoints", "extractors", "codecs"))]
-    for path in (p for p in brought if not (folder/p).is_symlink()): (folder/path).symlink_to(root()/path)
-    return folder
+
 
 # %% ../nbs/38_verify.ipynb #be1de58f
 def forget(run): # what an earlier comparison has finished says nothing of the code of today
@@ -90,7 +83,7 @@ def _threads_of(record): # sums are taken in another order by more of them
 def made_again(run:Run, progress:bool=False)->dict: # show bars; the record
     "The record of a run that has one, made from nothing, with as many threads; only an interrupted one goes on."
     check(run=(run, a_run), progress=(progress, boolean))
-    elsewhere = dict(SPARSEDM_ROOT=str(_own_root()), SPARSEDM_DATA=str(data_dir().absolute()))
+    elsewhere = dict(SPARSEDM_ROOT=str(fresh_root(runs_dir("verify"))), SPARSEDM_DATA=str(data_dir().absolute()))
     with _threads_of(read_record(run)), patch.dict(os.environ, elsewhere):
         if has_record(run): forget(run)
         for each in to_do([run]): do_run(each, progress)

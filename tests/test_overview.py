@@ -7,23 +7,17 @@ import pytest, torch
 from sparsedm import overview, verify
 from sparsedm.declare import SCALES
 from sparsedm.execute import do_run
-from sparsedm.files import root, write_sealed
+from sparsedm.files import fresh_root, write_sealed
 from sparsedm.overview import cost_of_run, lacking, measured_rate, network_cost, plan_page, status_page
 from sparsedm.records import record_path, run_folder
 from sparsedm.run import make_run, runs_of
 from sparsedm.verify import Compared, badge, kept_runs, made_again
 
-ROOT = root()
-
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     "A root with what the repository brings, and nothing made."
-    (tmp_path/"data").mkdir()
-    for name in ("Snakefile", "settings.ini"): (tmp_path/name).touch()
-    (tmp_path/"nbs").symlink_to(ROOT/"nbs")
-    for name in ("checkpoints", "extractors", "codecs"): (tmp_path/"data"/name).symlink_to(ROOT/"data"/name)
-    monkeypatch.setenv("SPARSEDM_ROOT", str(tmp_path))
+    monkeypatch.setenv("SPARSEDM_ROOT", str(fresh_root(tmp_path)))
     return tmp_path
 
 
