@@ -248,7 +248,7 @@ class Scale:
     nets:dict                    # "uvit", "unet", … → Net
     measure:Measure
     seeds:tuple = (0,)
-    starts:int = 0               # dense models, dealt out to the seeds; 0: one for each seed
+    starts:int = 0               # dense models, dealt out to the seeds and kept; 0: one for each seed, in its run
     paper:str = "sparsedm"       # whose tables it makes
     tables:tuple = ()            # only these; (): all of the paper
     fewer:dict = field(default_factory=dict)      # table → how many of the seeds it is made with, where not all

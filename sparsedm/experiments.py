@@ -53,7 +53,7 @@ def _kind(run): # runs of one kind take about equally long
     return run.backbone, bool(run.steps), bool(run.points), run.pretrained
 
 def _drive_one(run, deadline, shared):
-    "Do a run, and keep its model if it is the start of several seeds."
+    "Do a run, and keep its model if the scale has kept starts."
     do_run(run, progress=run.pretrained, deadline=deadline, wait=False)
     if run.pretrained and shared and not kept_path(run).is_file(): keep(run)
     if torch.cuda.is_available(): torch.cuda.empty_cache()

@@ -58,7 +58,7 @@ KEPT.update({   # file in data/checkpoints: SHA-256
 _LONG = dict(batch_size=32, warmup=50, ema=.99, cooldown=1.)
 _SAMPLED = dict(n_samples=4_000, sampler="dpm-solver-clipped", sampler_steps=25, points=8)
 _DECIDING = ("table2", "x_steps", "x_evidence", "table1", "fig2", "fig3", "x_start", "claims")
-SCALES.add(Scale("evidence-digits", data="digits-split", seeds=(0, 1, 2, 3, 4, 5), starts=3, tables=_DECIDING,
+SCALES.add(Scale("evidence-digits", data="digits-split", seeds=(0, 1, 2, 3, 4, 5), starts=6, tables=_DECIDING,
     fewer=dict(x_steps=3, table1=3, fig3=3, x_start=3),
     nets=dict(uvit=Net("digits-uvit", _UVIT, Recipe(1_500, lr=1e-3, **_LONG), {"half": "digits-half"}, layers="code"),
               unet=Net("digits-unet", _UNET, Recipe(1_500, lr=5e-4, **_LONG))),
@@ -66,10 +66,10 @@ SCALES.add(Scale("evidence-digits", data="digits-split", seeds=(0, 1, 2, 3, 4, 5
 
 _FASHION = dict(lr=1e-3, warmup=500, ema=.9995, cooldown=.3)
 _FASHION_TUNE = Recipe(1_500, lr=5e-4, **_LONG)
-SCALES.add(Scale("evidence-fashion", data="fashion-mnist", seeds=(0, 1, 2, 3), starts=2,
+SCALES.add(Scale("evidence-fashion", data="fashion-mnist", seeds=(0, 1, 2, 3), starts=4,
     tables=("table2", "x_steps", "x_evidence", "fig2", "claims"), fewer=dict(x_steps=2),
-    nets=dict(uvit=Net("fashion-uvit", Recipe(24_000, 128, **_FASHION), _FASHION_TUNE, layers="code"),
-              unet=Net("fashion-unet", Recipe(12_000, 128, **_FASHION), _FASHION_TUNE)),
+    nets=dict(uvit=Net("fashion-uvit", Recipe(16_000, 128, **_FASHION), _FASHION_TUNE, layers="code"),
+              unet=Net("fashion-unet", Recipe(8_000, 128, **_FASHION), _FASHION_TUNE)),
     measure=Measure("fashion-cnn", **_SAMPLED)))
 
 # %% ../../nbs/40_sparsedm.ipynb #e55cbd66
