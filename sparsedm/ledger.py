@@ -21,7 +21,7 @@ from .pairs import CONTRADICTED, EQUAL, LEVEL, VERDICTS, number_of
 from .records import has_record
 from .rules import judge
 from .run import runs_of
-from .verdicts import FID, LOSS, Lacks, Records, control_warning, records_of
+from .verdicts import FID, LOSS, Lacks, Records, caveats, records_of
 
 # %% ../nbs/35a_ledger.ipynb #6616377e
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def _measured(d):
     fid = f"FID means {' or '.join(by)}, mean ± standard deviation over {number_of(d.seeds, 'seed')}"
     held_out = f"held-out loss: mean of {d.rows.iloc[0].get('held_out_n', 0):,.0f} at each of ten times"
     loss = held_out if "held_out_n" in d.rows else "no held-out loss"
-    return " ".join(filter(None, [f"Scale {d.scale}: {fid}; {loss}.", control_warning(d)]))
+    return " ".join(filter(None, [f"Scale {d.scale}: {fid}; {loss}.", caveats(d)]))
 
 def counts_text(counts:dict)->str: # {verdict: n}, such as "holds: 17, contradicted: 9, …"
     return ", ".join(f"{verdict}: {n}" for verdict, n in counts.items())

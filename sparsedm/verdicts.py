@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOSS', 'FID', 'DISTANCE', 'QUALITY', 'TRAINED_ALIKE', 'WORDS', 'FEW', 'Lacks', 'Of', 'of', 'as_of', 'Records',
            'Metric', 'check_alike', 'together', 'Cell', 'is_tuned', 'pairs_of', 'moved', 'moves_of', 'cell', 'combined',
-           'control', 'in_words', 'control_warning', 'by_budget', 'gated', 'verdict_of', 'mean_of', 'answer_of',
-           'records_of', 'warning_of']
+           'control', 'in_words', 'caveats', 'by_budget', 'gated', 'verdict_of', 'mean_of', 'answer_of', 'records_of',
+           'warning_of']
 
 # %% ../nbs/33a_verdicts.ipynb #33a00003
 import math
@@ -234,19 +234,26 @@ def control(d:Records, net:str)->tuple: # a verdict, and the effects in words
 def in_words(effects:dict)->str: # Metric → `Effect`; such as "held-out loss −3.2 % [−4.0, −2.4], FID …"
     return ", ".join(f"{m.title} {with_interval(e)}" for m, e in effects.items())
 
+# %% ../nbs/33a_verdicts.ipynb #3f57f275
 def _tuned_nets(scale): # those with which something starts from the dense model
     return [name for name, net in SCALES.named(scale).nets.items() if net.tune]
 
-def control_warning(d:Records)->str: # "" where every control passed, or was not asked for
-    "What stands over the tables of a scale whose recipe hurts even the dense model."
-    lines = []
+def _shared_starts(scale): # "" where every seed has its own dense model
+    where = SCALES.named(scale)
+    if not 0 < where.starts < len(where.seeds): return ""
+    shared = f"{len(where.seeds)} seeds have {number_of(where.starts, 'dense model')} in common"
+    return f"SHARED START: {shared}; intervals are about training on from there, not about other dense models."
+
+def caveats(d:Records)->str: # "" where every control passed, or was not asked for
+    "What stands over all tables of a scale: a recipe that hurts even the dense model, pairs that are not independent."
+    lines = [_shared_starts(d.scale)]
     for net in _tuned_nets(d.scale):
         try: said, words = control(d, net)
         except Lacks: continue
         if said == HOLDS: continue
         failed = "is worse than its start" if said == CONTRADICTED else "is not known to be no worse than its start"
         lines.append(f"CONTROL: the dense {net}, trained on, {failed} ({words}): no verdict on quality counts here.")
-    return " ".join(lines)
+    return " ".join(filter(None, lines))
 
 # %% ../nbs/33a_verdicts.ipynb #33a00014
 def _moves_little(verdict, move, small): # against the verdict, by less than the smallest effect of interest?
@@ -387,7 +394,7 @@ def records_of(scale:str)->Records: # row of SCALES
     return _read(scale, runs_of(scale))
 
 def warning_of(scale:str)->str: # row of SCALES
-    "See `control_warning`."
+    "See `caveats`."
     where = SCALES.named(scale)
     cells = product(("dense", "dense-ft"), _tuned_nets(scale), where.seeds)
-    return control_warning(_read(scale, [make_run(scale, m, seed, net) for m, net, seed in cells]))
+    return caveats(_read(scale, [make_run(scale, m, seed, net) for m, net, seed in cells]))
