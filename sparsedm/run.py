@@ -198,7 +198,9 @@ def _trained(dense, net): # the same, from random weights
     return replace(dense, steps=net.recipe.steps, one_shot="", options=net.options)
 
 def _start_of(scale, seed): # the seed whose dense model this one starts from
-    return scale.seeds[seed % scale.starts] if scale.starts else seed
+    if not scale.starts: return seed
+    place = scale.seeds.index(seed) if seed in scale.seeds else seed
+    return scale.seeds[place % scale.starts]
 
 def _net(scale, backbone):
     if backbone not in scale.nets:
