@@ -52,6 +52,14 @@ KEPT.update({   # file in data/checkpoints: SHA-256
         "fcdb407f174024eada5aefeb3d94bc0b8ad9617ad499edac80168e2465660c54",
     "digits-split-half-uvit-s2-f3f85956.safetensors":
         "a30ff20edad50f78101e7b627ed0ac5028fc7cc611237241a0994fbb06371c88",
+    "digits-split-dense-unet-s4-5e1cdad6.safetensors":
+        "a7805e8924ed9205eec7c5ae17dd5b32066d2c23f1deb99066366b6d5565c88c",
+    "digits-split-dense-unet-s5-55f1c3e4.safetensors":
+        "e0d6c3a46a677c15fdf260797ade4c73f4759a8055ef71b1b76110d62731c878",
+    "digits-split-dense-uvit-s4-65919146.safetensors":
+        "27ed4ee8a54b13e5bf1dffb3837848763b35d90488621c61642915c5ad3fb228",
+    "digits-split-dense-uvit-s5-a3df0163.safetensors":
+        "961693587115bf4f69f1186b5cb4f1b59054943a8526922fc136fa946fb2e214",
 })
 
 # %% ../../nbs/40_sparsedm.ipynb #e55cbd65
