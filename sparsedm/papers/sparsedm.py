@@ -60,6 +60,8 @@ KEPT.update({   # file in data/checkpoints: SHA-256
         "27ed4ee8a54b13e5bf1dffb3837848763b35d90488621c61642915c5ad3fb228",
     "digits-split-dense-uvit-s5-a3df0163.safetensors":
         "961693587115bf4f69f1186b5cb4f1b59054943a8526922fc136fa946fb2e214",
+    "digits-split-dense-unet-s6-88168620.safetensors":
+        "ad10bb067a93fd20a31cef856aed0eebfd88626d81ab6576db900aaaa0660cc5",
 })
 
 # %% ../../nbs/40_sparsedm.ipynb #e55cbd65
