@@ -62,6 +62,8 @@ KEPT.update({   # file in data/checkpoints: SHA-256
         "961693587115bf4f69f1186b5cb4f1b59054943a8526922fc136fa946fb2e214",
     "digits-split-dense-unet-s6-88168620.safetensors":
         "ad10bb067a93fd20a31cef856aed0eebfd88626d81ab6576db900aaaa0660cc5",
+    "digits-split-dense-uvit-s6-23737189.safetensors":
+        "da2766cd6bfd8639357c50821d7e6a38f7bdd560ce297e769795859f3780abf9",
 })
 
 # %% ../../nbs/40_sparsedm.ipynb #e55cbd65
