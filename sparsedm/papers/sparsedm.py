@@ -52,6 +52,10 @@ KEPT.update({   # file in data/checkpoints: SHA-256
         "fcdb407f174024eada5aefeb3d94bc0b8ad9617ad499edac80168e2465660c54",
     "digits-split-half-uvit-s2-f3f85956.safetensors":
         "a30ff20edad50f78101e7b627ed0ac5028fc7cc611237241a0994fbb06371c88",
+})
+
+# %% ../../nbs/40_sparsedm.ipynb #40kept02
+KEPT.update({   # of evidence-digits alone
     "digits-split-dense-unet-s4-5e1cdad6.safetensors":
         "a7805e8924ed9205eec7c5ae17dd5b32066d2c23f1deb99066366b6d5565c88c",
     "digits-split-dense-unet-s5-55f1c3e4.safetensors":
