@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory, gettempdir
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
-from .checks import Rule, check, instance, whole_number
+from .checks import Rule, check, instance, optional, whole_number
 from .declare import DATASETS, SCALES, TABLES
 from .files import (cache_dir, check_writable, data_dir, figures_dir, locked, notebooks_dir, read_sealed,
                             records_dir, root, runs_dir, sweep, text_sha, write_sealed, write_text)
@@ -393,25 +393,29 @@ def ensure(runs:list, # the runs whose records are needed
 
 # %% ../nbs/33_graph.ipynb #e16ed88e
 def _show_kept(scale, table):
-    "Display the files of a table that came with the repository."
+    "Display what came with the repository of a table; a sentence that says so, or that there is nothing."
     from IPython.display import Image, Markdown, display
     png, md = (figures_dir(scale)/f"{table.name}.{ending}" for ending in ("png", "md"))
     if png.is_file(): display(Image(str(png)))
     elif md.is_file(): display(Markdown(md.read_text(encoding="utf-8")))
+    else: return f"Nothing is kept in figures/{scale}."
+    return f"Shown above is what is kept in figures/{scale}."
 
 def gather(scale:str, # row of SCALES
     name:str, # of a table
     build:bool=False, # make missing records first?
+    seeds:int=None, # of so many, the first; None: of all that the table is made with
     )->pd.DataFrame: # see `records.frame`
     "The rows that a table reads; `RecordsMissing` says what to do where there are none."
-    runs = runs_of(scale, name)
+    check(seeds=(seeds, optional(whole_number(1))))
+    runs = [r for r in runs_of(scale, name) if r.seed in SCALES.named(scale).seeds[:seeds]]
     missing = without_record(runs)
     if missing and not build:
-        _show_kept(scale, TABLES.named(name))
+        shown = _show_kept(scale, TABLES.named(name))
         try: read_records(runs)
         except FileNotFoundError as e: why = str(e)
         raise RecordsMissing(f"{why}, and so does this notebook with `build = True` in its first code cell: "
-                             f"{cost_of(missing, workers(scale))}. Shown above is what is kept in figures/{scale}.")
+                             f"{cost_of(missing, workers(scale))}. {shown}")
     return frame(ensure(runs, build))
 
 # %% ../nbs/33_graph.ipynb #24bbf609

@@ -244,7 +244,7 @@ def _shared_starts(scale): # "" where every seed has its own dense model
     shared = f"{len(where.seeds)} seeds have {number_of(where.starts, 'dense model')} in common"
     return f"SHARED START: {shared}; intervals are about training on from there, not about other dense models."
 
-def caveats(d:Records)->str: # "" where every control passed, or was not asked for
+def caveats(d:Records)->str: # "" where there are none, and where no control was asked for
     "What stands over all tables of a scale: a recipe that hurts even the dense model, pairs that are not independent."
     lines = [_shared_starts(d.scale)]
     for net in _tuned_nets(d.scale):
