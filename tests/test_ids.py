@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HASHES = {   # scale: (runs, hash of their ids in order, hash of the ids of their weights)
     "smoke": (91, "fe6ee357436e5446", "2aa75663e6e37df3"),
     "demo": (240, "59737df3eaf9c950", "d49f8898a538cda6"),
-    "evidence-digits": (462, "735f39f841880dbd", "d66050482d6c5f39"),
-    "evidence-fashion": (232, "505294b7bc524be6", "319f659b84471c20"),
+    "evidence-digits": (462, "c35957641cecd3cf", "68fe93ba769e5667"),
+    "evidence-fashion": (232, "f06744065d363dde", "72e139138b46906d"),
     "cifar-cpu": (18, "19fe68ab60382c5c", "7be1e11590ecc75f"),
     "cifar": (147, "2f95107f4296e09b", "bbe1f97535a3290a"),
 }
@@ -41,6 +41,12 @@ def test_the_records_of_cifar_load_under_their_ids():
     assert find_run("ours-uvit-2of4-s0-337fd8c8") == find_run("ours-uvit-2of4-s0", "cifar-cpu")
 
 
+@pytest.mark.parametrize("scale", ["evidence-digits", "evidence-s2s", "cifar-cond"])
+def test_every_record_that_came_along_belongs_to_a_run(scale):
+    came = {p.stem for p in (ROOT/"data"/"records"/scale).glob("*.json")}
+    assert came and came <= {r.id for r in runs_of(scale)}
+
+
 def test_a_run_is_found_by_its_id_or_its_name_alone_in_all_scales():
     "In a process that has made no run, and read no declaration."
     wanted = {"ours-uvit-2of4-s0-337fd8c8": "cifar-cpu", "asp-uvit-2of4-s4": "evidence-digits"}
@@ -49,7 +55,7 @@ def test_a_run_is_found_by_its_id_or_its_name_alone_in_all_scales():
     assert done.stdout.split() == list(wanted.values()), done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("scale, models", [("demo", 9), ("evidence-digits", 9), ("cifar-cpu", 2)])
+@pytest.mark.parametrize("scale, models", [("demo", 9), ("evidence-digits", 15), ("cifar-cpu", 2)])
 def test_kept_models_belong_to_their_runs(scale, models):
     runs = [r for r in runs_of(scale) if r.pretrained]
     assert len(runs) == models
