@@ -148,7 +148,7 @@ def test_one_start_for_all_seeds_at_scale_cifar():
     dense, second = make_run("cifar", "dense", 0), make_run("cifar", "dense", 1)
     assert {make_run("cifar", m, s).start for m in ("ours", "dense-ft") for s in (0, 1, 2)} == {dense.id}
     assert (second.start, second.steps) == (dense.id, 0)
-    with pytest.raises(ValueError, match="scale cifar-cpu has no half network of uvit"): make_run("cifar-cpu", "half")
+    with pytest.raises(ValueError, match="evidence-fashion has no half network of uvit"): make_run("evidence-fashion", "half")
 
 
 def test_sampling_batches_halve_when_memory_is_short(capsys):
