@@ -223,10 +223,13 @@ def combined(said)->str: # verdicts by metric, in order of rank
     if HOLDS in decided and CONTRADICTED in decided: return WEAK
     return decided[0] if decided else WEAK
 
+def _of_control(d, net): # Metric → `Effect` of training the dense model on
+    pairs = pairs_of(d, of("dense-ft", net, "2:4"), of("dense", net, "2:4"), (LOSS, FID))
+    return {m: effect(log_ratios(*together(*pair))) for m, pair in pairs.items()}
+
 def control(d:Records, net:str)->tuple: # a verdict, and the effects in words
     "Is the dense model, trained on by the recipe of all, no worse than its start?"
-    pairs = pairs_of(d, of("dense-ft", net, "2:4"), of("dense", net, "2:4"), (LOSS, FID))
-    effects = {m: effect(log_ratios(*together(*pair))) for m, pair in pairs.items()}
+    effects = _of_control(d, net)
     first, found = next(iter(effects.items()))
     small = math.log1p(first.smallest)
     return decide([found], small, margin=small)[0], in_words(effects)
@@ -244,13 +247,21 @@ def _shared_starts(scale): # "" where every seed has its own dense model
     shared = f"{len(where.seeds)} seeds have {number_of(where.starts, 'dense model')} in common"
     return f"SHARED START: {shared}; intervals are about training on from there, not about other dense models."
 
+def _moved_fid(d, net): # "" unless training on moves the FID of the dense model up for sure, by more than is kept
+    found = _of_control(d, net)[FID]
+    if found.interval()[0] <= math.log1p(FID.keeps): return ""
+    return (f"FID: that of the dense {net}, trained on, is {with_interval(found)} from its start; "
+            "read the FIDs beside the row trained on.")
+
 def caveats(d:Records)->str: # "" where there are none, and where no control was asked for
     "What stands over all tables of a scale: a recipe that hurts even the dense model, pairs that are not independent."
     lines = [_shared_starts(d.scale)]
     for net in _tuned_nets(d.scale):
         try: said, words = control(d, net)
         except Lacks: continue
-        if said == HOLDS: continue
+        if said == HOLDS:
+            lines.append(_moved_fid(d, net))
+            continue
         failed = "is worse than its start" if said == CONTRADICTED else "is not known to be no worse than its start"
         lines.append(f"CONTROL: the dense {net}, trained on, {failed} ({words}): no verdict on quality counts here.")
     return " ".join(filter(None, lines))
