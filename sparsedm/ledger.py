@@ -80,6 +80,12 @@ class Ledger:
         if not callable(why): return why if failed else ""
         return " ".join((f"{d.scale}: " if len(self.data) > 1 else "") + _explained(why, d) for d in failed)
 
+    def shown(self, k:int)->dict: # {label: Answer}
+        "What was answered to claim k: by scale, or once where it is the same at every scale."
+        by_scale = {scale: answers[k] for scale, answers in self.answers.items()}
+        if len({(a.text, a.verdict) for a in by_scale.values()}) > 1: return by_scale
+        return {"every scale" if len(by_scale) > 1 else "": next(iter(by_scale.values()))}
+
     def basis(self, k:int)->str: # what claim k was tested on
         return "runs" if any(a[k].from_runs for a in self.answers.values()) else "tables, MACs"
 
@@ -185,26 +191,27 @@ def folded(text:str, limit:int=200)->str: # HTML
 # %% ../nbs/35a_ledger.ipynb #48c15dd0
 _LINE, _NO_LINE = "border-top:1px solid #ccc", "border-top:0"   # between claims
 
-def _claim_cells(ledger, k, scales):
+def _claim_cells(ledger, k, lines_beside):
     claim, why = ledger.claims[k], ledger.why(k)
     lines = [f"Tested on {ledger.basis(k)}."] + ([f"Why not: {why}"] if why else [])
     more = "".join(f"<div>{escape(line)}</div>" for line in lines)
     where = ("§ " if claim.where[0].isdigit() else "") + claim.where
     inside = f"{k + 1}. {escape(claim.claim)}<details><summary>{escape(where)}</summary>{more}</details>"
-    return html_cell(inside, _LINE, rowspan=scales) + html_cell(escape(claim.paper), _LINE, rowspan=scales)
+    return "".join(html_cell(text, _LINE, rowspan=lines_beside) for text in (inside, escape(claim.paper)))
 
-def _answer_cells(answer, scale, line):
-    label = f"<div><small>{escape(scale)}</small></div>" if scale else ""
+def _answer_cells(answer, label, line):
+    label = f"<div><small>{escape(label)}</small></div>" if label else ""
     coloured = f"{line};background:{VERDICTS[answer.verdict]};color:black"
     return html_cell(label + folded(answer.text), line) + html_cell(label + escape(answer.verdict), coloured)
 
 def ledger_html(ledger:Ledger)->str:
-    "Claim, paper, ours and verdict; a line per scale."
-    several, rows = len(ledger.data) > 1, []
+    "Claim, paper, ours and verdict; a line per scale, where they differ."
+    rows = []
     for k in range(len(ledger.claims)):
-        first, line = _claim_cells(ledger, k, len(ledger.data)), _LINE
-        for scale, answers in ledger.answers.items():
-            cells = first + _answer_cells(answers[k], scale if several else "", line)
+        shown, line = ledger.shown(k), _LINE
+        first = _claim_cells(ledger, k, len(shown))
+        for label, answer in shown.items():
+            cells = first + _answer_cells(answer, label, line)
             rows.append(f'<tr style="background:none">{cells}</tr>')
             first, line = "", _NO_LINE
     return html_table({"Claim": 36, "Paper": 14, "Ours": 34, "Verdict": 16}, rows)
@@ -215,8 +222,8 @@ def ledger_text(ledger:Ledger, width:int=150)->str:
     lines = []
     for k, claim in enumerate(ledger.claims):
         parts = [f"{k + 1}. [{claim.where}] {claim.claim}", f"Paper: {claim.paper}"]
-        for scale, answers in ledger.answers.items():
-            parts.append(f"{scale}: {answers[k].verdict.upper()}. {answers[k].text}")
+        for label, answer in ledger.shown(k).items():
+            parts.append(f"{label}{': ' * bool(label)}{answer.verdict.upper()}. {answer.text}")
         if why := ledger.why(k): parts.append(f"Why: {why}")
         for n, part in enumerate(parts):
             lines.append(textwrap.fill(part, width, initial_indent="    " * bool(n), subsequent_indent="      "))
