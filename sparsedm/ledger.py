@@ -89,6 +89,7 @@ class Ledger:
     def basis(self, k:int)->str: # what claim k was tested on
         return "runs" if any(a[k].from_runs for a in self.answers.values()) else "tables, MACs"
 
+# %% ../nbs/35a_ledger.ipynb #35amake1
 def make_ledger(paper:str, # whose claims
     *data:Records # the first is the scale that it is about
     )->Ledger:
