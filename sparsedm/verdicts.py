@@ -217,11 +217,12 @@ def cell(d:Records, a:Of, b:Of, label:str="", metrics=QUALITY)->Cell: # both say
     return Cell(label, pairs, moves, a.net if is_tuned(a) or is_tuned(b) else "")
 
 # %% ../nbs/33a_verdicts.ipynb #33a00011
-def combined(said)->str: # verdicts by metric, in order of rank
-    "The first that decides, unless a later one says the opposite."
-    decided = [v for v in said if v != WEAK]
-    if HOLDS in decided and CONTRADICTED in decided: return WEAK
-    return decided[0] if decided else WEAK
+def combined(said:dict)->str: # Metric → verdict, in order of rank
+    "The first that decides; none where two say the opposite, or FID a direction and the loss that there is none."
+    decided = {m: v for m, v in said.items() if v != WEAK}
+    if {HOLDS, CONTRADICTED} <= {*decided.values()}: return WEAK
+    first = next(iter(decided.values()), WEAK)
+    return WEAK if first == EQUAL and decided.get(FID, EQUAL) != EQUAL else first
 
 def _of_control(d, net): # Metric → `Effect` of training the dense model on
     pairs = pairs_of(d, of("dense-ft", net, "2:4"), of("dense", net, "2:4"), (LOSS, FID))
@@ -332,9 +333,9 @@ def verdict_of(d:Records, cells:list, word:str)->list: # (verdict, a remark or "
     by_metric, answers = _by_metric(cells, word), []
     for i, found in enumerate(cells):
         said = {m: by_metric[m][i] for m in found.pairs}
-        verdict = combined(said.values())
+        verdict = combined(said)
         metric = next((m for m in said if said[m] == verdict), next(iter(said)))
-        opposed = verdict == WEAK and {HOLDS, CONTRADICTED} <= set(said.values())
+        opposed = verdict == WEAK and len({*said.values()} - {WEAK}) > 1
         passed, why = gated(d, found, verdict, metric, word)
         answers.append((passed, "the metrics contradict each other" if opposed else why))
     return answers
