@@ -30,9 +30,11 @@ class _Asked:
     def __init__(self,
         scale:str, # row of SCALES
         rows:pd.DataFrame, # as of `records.frame`
-        timed:list=None): # timings of GPUs as of `speed_records`; None: those that are kept
+        timed:list=None, # timings of GPUs as of `speed_records`; None: those that are kept
+        only:tuple=()): # seeds that are asked for; (): all of the scale
         rows = rows if len(rows) else pd.DataFrame(columns=["id", "seed"])
         self.scale, self._rows, self._timed = scale, rows.set_index("id", drop=False), timed
+        self.only = only or SCALES.named(scale).seeds
         self.forget()
 
     def forget(self): self.asked, self._used = False, {}   # before the next test
@@ -91,7 +93,7 @@ class Records(_Asked):
         if what.net not in where.nets: raise Lacks(f"scale {self.scale} has no {what.net}")
         if variant and variant not in where.nets[what.net].variants:
             raise Lacks(f"scale {self.scale} has no {variant} network of {what.net}")
-        return {seed: what.run(self.scale, seed) for seed in where.seeds}
+        return {seed: what.run(self.scale, seed) for seed in self.only}
 
     def have(self, what:Of)->pd.DataFrame: # a row per seed: records of the runs
         runs, name = self.runs(what), what.name(self.scale)   # every seed that is planned is there, or `Lacks`

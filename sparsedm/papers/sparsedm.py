@@ -258,12 +258,12 @@ def longer(run, method, pattern="2:4", backbone="uvit"): # with twice the steps
     return run(method, pattern, backbone, steps=2 * run(method, pattern, backbone).steps)
 
 def steps_runs(run):
-    once = [run("dense"), *(run(m) for m in TWICE), *(longer(run, m) for m in TWICE)]
-    if "x_evidence" not in run.scale.tables: return once
-    unet = (*TWICE, "asp-ft", "sparsegpt-ft", "diff-pruning")
-    more = [longer(run, m, backbone="unet") for m in unet]
-    more += [longer(run, m) for m in ("asp-ft", "sparsegpt-ft", "wanda-ft", "diff-pruning", "progressive")]
-    return once + more + [longer(run, m, p) for p in ("1:8", "1:32") for m in ("ste", "improved", "ours")]
+    main = [run("dense"), *(run(m) for m in TWICE), *(longer(run, m) for m in TWICE)]
+    if "x_evidence" not in run.scale.tables: return main
+    more = [(m, "2:4", "unet") for m in (*TWICE, "asp-ft", "sparsegpt-ft", "diff-pruning")]
+    more += [(m, "2:4", "uvit") for m in ("asp-ft", "sparsegpt-ft", "wanda-ft", "diff-pruning", "progressive")]
+    more += [(m, p, "uvit") for p in ("1:8", "1:32") for m in ("ste", "improved", "ours")]
+    return main + [longer(run, *what) for what in more] + [run(*what) for what in more]
 
 # %% ../../nbs/40_sparsedm.ipynb #f2a2394f
 table("x_steps", "md csv png pdf", steps_runs)
