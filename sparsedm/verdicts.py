@@ -25,6 +25,7 @@ from .run import make_run, runs_of
 class Lacks(Exception):
     "What a test needs and the records of a scale do not have."
 
+# %% ../nbs/33a_verdicts.ipynb #33aasked
 class _Asked:
     "The records of a scale, and a note of what was asked of them."
     def __init__(self,
@@ -32,9 +33,9 @@ class _Asked:
         rows:pd.DataFrame, # as of `records.frame`
         timed:list=None, # timings of GPUs as of `speed_records`; None: those that are kept
         only:tuple=()): # seeds that are asked for; (): all of the scale
-        rows = rows if len(rows) else pd.DataFrame(columns=["id", "seed"])
-        self.scale, self._rows, self._timed = scale, rows.set_index("id", drop=False), timed
-        self.only = only or SCALES.named(scale).seeds
+        empty = pd.DataFrame(columns=["id", "seed"])
+        self._rows = (rows if len(rows) else empty).set_index("id", drop=False)
+        self.scale, self._timed, self.only = scale, timed, only or SCALES.named(scale).seeds
         self.forget()
 
     def forget(self): self.asked, self._used = False, {}   # before the next test
