@@ -227,16 +227,13 @@ def combined(said:dict)->str: # Metric → verdict, in order of rank
     first = next(iter(decided.values()), WEAK)
     return WEAK if first == EQUAL and decided.get(FID, EQUAL) != EQUAL else first
 
-def _of_control(d, net): # Metric → `Effect` of training the dense model on
-    pairs = pairs_of(d, of("dense-ft", net, "2:4"), of("dense", net, "2:4"), (LOSS, FID))
-    return {m: effect(log_ratios(*together(*pair))) for m, pair in pairs.items()}
-
-def control(d:Records, net:str)->tuple: # a verdict, and the effects in words
+def control(d:Records, net:str)->tuple: # a verdict, and Metric → `Effect`
     "Is the dense model, trained on by the recipe of all, no worse than its start?"
-    effects = _of_control(d, net)
+    pairs = pairs_of(d, of("dense-ft", net, "2:4"), of("dense", net, "2:4"), (LOSS, FID))
+    effects = {m: effect(log_ratios(*together(*pair))) for m, pair in pairs.items()}
     first, found = next(iter(effects.items()))
     small = math.log1p(first.smallest)
-    return decide([found], small, margin=small)[0], in_words(effects)
+    return decide([found], small, margin=small)[0], effects
 
 def in_words(effects:dict)->str: # Metric → `Effect`; such as "held-out loss −3.2 % [−4.0, −2.4], FID …"
     return ", ".join(f"{m.title} {with_interval(e)}" for m, e in effects.items())
@@ -251,23 +248,23 @@ def _shared_starts(scale): # "" where every seed has its own dense model
     shared = f"{len(where.seeds)} seeds have {number_of(where.starts, 'dense model')} in common"
     return f"SHARED START: {shared}; intervals are about training on from there, not about other dense models."
 
-def _moved_fid(d, net): # "" unless training on moves the FID of the dense model up for sure, by more than is kept
-    found = _of_control(d, net)[FID]
-    if found.interval()[0] <= math.log1p(FID.keeps): return ""
+def _moved_fid(net, effects): # of the dense model, trained on; "" unless it rises for sure, by more than is kept
+    found = effects.get(FID)
+    if not found or found.interval()[0] <= math.log1p(FID.keeps): return ""
     return (f"FID: that of the dense {net}, trained on, is {with_interval(found)} from its start; "
             "read the FIDs beside the row trained on.")
+
+def _failed(net, said, effects): # its control
+    how = "is worse than its start" if said == CONTRADICTED else "is not known to be no worse than its start"
+    return f"CONTROL: the dense {net}, trained on, {how} ({in_words(effects)}): no verdict on quality counts here."
 
 def caveats(d:Records)->str: # "" where there are none, and where no control was asked for
     "What stands over all tables of a scale: a recipe that hurts even the dense model, pairs that are not independent."
     lines = [_shared_starts(d.scale)]
     for net in _tuned_nets(d.scale):
-        try: said, words = control(d, net)
+        try: said, effects = control(d, net)
         except Lacks: continue
-        if said == HOLDS:
-            lines.append(_moved_fid(d, net))
-            continue
-        failed = "is worse than its start" if said == CONTRADICTED else "is not known to be no worse than its start"
-        lines.append(f"CONTROL: the dense {net}, trained on, {failed} ({words}): no verdict on quality counts here.")
+        lines.append(_moved_fid(net, effects) if said == HOLDS else _failed(net, said, effects))
     return " ".join(filter(None, lines))
 
 # %% ../nbs/33a_verdicts.ipynb #33a00014
@@ -310,9 +307,9 @@ def gated(d:Records, found:Cell, verdict:str, metric:Metric, word:str="lower")->
     "The verdict, if the gates let it pass."
     if verdict == WEAK: return verdict, ""
     if found.net:
-        try: passed, words = control(d, found.net)
+        try: passed, effects = control(d, found.net)
         except Lacks as lack: return BUDGET, f"no control: {lack}"
-        if passed != HOLDS: return (BUDGET if passed == CONTRADICTED else WEAK), f"control: {words}"
+        if passed != HOLDS: return (BUDGET if passed == CONTRADICTED else WEAK), f"control: {in_words(effects)}"
     sign, ratios = WORDS[word][0], log_ratios(*together(*found.pairs[metric]))
     moves = found.moves and {m: sign * x for m, x in found.moves.items()}
     return by_budget(verdict, sign * ratios, moves, metric, _margin(metric, word))
